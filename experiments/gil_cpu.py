@@ -1,0 +1,71 @@
+"""Threads share one GIL; processes have one each."""
+
+from lab.model import UP_TO_CORES, Arms, Claim, Experiment, Ratio, Setup
+from producer.pacers import Burst
+from producer.payloads import Calibrated
+
+experiment = Experiment(
+    name="gil-cpu",
+    question="Does a second thread, or a second process, speed up pure-Python work?",
+    base=Setup(job="spin", args={"loops": Calibrated(ms=10)}, pacer=Burst(200)),
+    quick={"pacer": Burst(60)},
+    arms=(
+        Arms({"pool": ("threads", "prefork"), "concurrency": (UP_TO_CORES,)}),
+        Arms({"queued": (False,), "pool": ("serial",)}),
+        Arms({"queued": (False,), "pool": ("threads", "processes"), "concurrency": (UP_TO_CORES,)}),
+    ),
+    claims=(
+        Claim(
+            id="gil-cpu/threads",
+            says="Two threads of a Celery worker do pure-Python work no faster than one.",
+            measure=Ratio(
+                "throughput_hz",
+                of={"queued": True, "pool": "threads", "concurrency": 2},
+                to={"queued": True, "pool": "threads", "concurrency": 1},
+            ),
+            at_most=1.1,
+            needs_cores=2,
+            why="The interpreter runs one statement at a time: a thread computes only while it holds the GIL.",
+            advice="Do not raise -c of a threads worker for work in pure Python; use prefork, or move the work into C.",
+        ),
+        Claim(
+            id="gil-cpu/prefork",
+            says="Two processes of a Celery worker do pure-Python work nearly twice as fast as one.",
+            measure=Ratio(
+                "throughput_hz",
+                of={"queued": True, "pool": "prefork", "concurrency": 2},
+                to={"queued": True, "pool": "prefork", "concurrency": 1},
+            ),
+            at_least=1.6,
+            needs_cores=2,
+            why="Each process has an interpreter, and so a GIL, of its own.",
+            advice="For CPU-bound Python use prefork with as many processes as cores, and leave room for parent and broker.",
+        ),
+        Claim(
+            id="gil-cpu/bare-threads",
+            says="Without a queue, two threads of one program do pure-Python work no faster than a plain loop.",
+            measure=Ratio(
+                "throughput_hz",
+                of={"queued": False, "pool": "threads", "concurrency": 2},
+                to={"queued": False, "pool": "serial"},
+            ),
+            at_most=1.1,
+            needs_cores=2,
+            why="It is the interpreter that serialises threads, not Celery.",
+            advice="concurrent.futures will not help either: ProcessPoolExecutor does, ThreadPoolExecutor does not.",
+        ),
+        Claim(
+            id="gil-cpu/bare-processes",
+            says="Without a queue, two processes do pure-Python work nearly twice as fast as a plain loop.",
+            measure=Ratio(
+                "throughput_hz",
+                of={"queued": False, "pool": "processes", "concurrency": 2},
+                to={"queued": False, "pool": "serial"},
+            ),
+            at_least=1.6,
+            needs_cores=2,
+            why="Two processes are two interpreters. What they miss of 2.0 is what this machine cannot give to anybody.",
+            advice="Compare prefork with this figure, not with 2.0: the machine's own ceiling is rarely the number of cores.",
+        ),
+    ),
+)

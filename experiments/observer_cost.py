@@ -1,0 +1,49 @@
+"""What it costs to watch: marks on against marks off."""
+
+from lab.model import Arms, Claim, Experiment, Ratio, Setup
+from producer.pacers import Burst
+from producer.payloads import Calibrated
+from tasks.pools import POOLS
+
+NOOP, TEN_MS = Burst(1500), Burst(150)
+BOTH = (True, False)
+SLOTS = {"solo": 1, "prefork": 2, "threads": 2, "eventlet": 10, "gevent": 10}
+
+
+def _claim(pool: str, job: str, at_least: float) -> Claim:
+    where = {"pool": pool, "job": job}
+    return Claim(
+        id=f"observer-cost/{pool}-{job}",
+        says=f"Marks leave {pool} at least {at_least:.0%} of its throughput of {job} jobs.",
+        measure=Ratio("drain_hz", of={**where, "marks": True}, to={**where, "marks": False}),
+        at_least=at_least,
+        why="A mark is two writes into mapped memory and three of Celery's signals, some microseconds in all.",
+        advice="Leave marks on: `sidestep worker` can stay as it is in a load test.",
+    )
+
+
+experiment = Experiment(
+    name="observer-cost",
+    question="How much slower do jobs get because Sidestep watches them?",
+    base=Setup(job="noop", args={}, pacer=NOOP, acks_late=True, watch_broker=True),
+    arms=tuple(
+        arms
+        for pool in POOLS
+        for arms in (
+            Arms({"pool": (pool,), "concurrency": (SLOTS[pool],), "marks": BOTH}),
+            Arms(
+                {
+                    "job": ("spin",),
+                    "args": ({"loops": Calibrated(ms=10)},),
+                    "pacer": (TEN_MS,),
+                    "pool": (pool,),
+                    "concurrency": (SLOTS[pool],),
+                    "marks": BOTH,
+                }
+            ),
+        )
+    ),
+    claims=tuple(_claim(pool, job, least) for pool in POOLS for job, least in (("noop", 0.90), ("spin", 0.98))),
+    repeats=10,
+    quick_repeats=3,
+)

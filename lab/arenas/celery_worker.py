@@ -1,0 +1,87 @@
+"""Fresh Celery workers on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lab.arenas.arena import await_ready
+from lab.children import Children, kill, tree
+from lab.model import Setup
+from tasks.pools import EVENTLET_WARNING_FILTER
+from tasks.settings import Settings
+
+QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+"""Talk between workers that a trial of one does not need; mingle alone waits a second at start."""
+
+
+class CeleryWorkers:
+    """`nodes` workers of one setup, ready when this returns. Raises LabError when one does not come up."""
+
+    def __init__(
+        self,
+        children: Children,
+        setup: Setup,
+        *,
+        python: str,
+        settings: Settings,
+        directory: Path,
+        extra: tuple[str, ...] = QUIET,
+    ) -> None:
+        self._workers: list[subprocess.Popen[Any]] = []
+        self.about: dict[str, Any] = {}
+        begun = time.monotonic()
+        try:
+            pending = [self._start(children, setup, python, settings, directory, extra, node) for node in range(setup.nodes)]
+            for fd, worker, log in pending:
+                try:
+                    self.about = await_ready(fd, worker, log, f"worker {setup.label!r}")
+                finally:
+                    os.close(fd)
+        except BaseException:
+            self.close()
+            raise
+        self.boot_s = time.monotonic() - begun
+
+    def _start(
+        self,
+        children: Children,
+        setup: Setup,
+        python: str,
+        settings: Settings,
+        directory: Path,
+        extra: tuple[str, ...],
+        node: int,
+    ) -> tuple[int, subprocess.Popen[Any], Path]:
+        log = directory / f"worker-{node}.log"
+        ready, told = os.pipe()
+        env = {**settings.to_env(), "SIDESTEP_READY_FD": str(told)}
+        if setup.pool == "eventlet":
+            env["PYTHONWARNINGS"] = EVENTLET_WARNING_FILTER
+        command = [python, "-m", "celery", "-A", "tasks", "worker", "-P", setup.pool, "-c", str(setup.concurrency)]
+        command += ["-Q", settings.queue, "-n", f"{setup.pool}{node}@sidestep", "-l", "WARNING", *extra]
+        try:
+            with log.open("wb") as output:
+                worker = children.start(command, env=env, stdout=output, stderr=output, pass_fds=(told,))
+        finally:
+            os.close(told)
+        self._workers.append(worker)
+        return ready, worker, log
+
+    def processes(self) -> list[psutil.Process]:
+        """The workers and their children."""
+        return [process for worker in self._workers for process in tree(worker)]
+
+    def alive(self) -> bool:
+        """Whether every worker still runs."""
+        return all(worker.poll() is None for worker in self._workers)
+
+    def close(self) -> None:
+        """End the workers at once: a drained worker holds nothing, and its marks are in mapped files."""
+        for worker in self._workers:
+            kill(worker)

@@ -1,0 +1,107 @@
+"""Reasons to distrust a run, each with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from lab.model import Fault, Run
+from lab.stats import quantile
+from producer.pacers import Burst, Closed
+
+MAX_LAG_SHARE = 0.10  # of the median latency; beyond it the producer is part of the result
+MAX_FEED_SHARE = 0.50  # of a burst's makespan; beyond it the workers may have waited for the producer
+MAX_OTHERS_CORES = 0.25  # more than a quarter of a core used by strangers shifts ratios on a small machine
+MAX_STEAL_CORES = 0.10  # taken by the hypervisor; a run with more measures the neighbours
+
+
+def late_producer(run: Run) -> Iterator[str]:
+    """The producer kept up with its own plan."""
+    samples, setup = run.samples, run.trial.setup
+    if not len(samples) or not setup.queued or isinstance(setup.pacer, Closed):
+        return  # without a queue nobody feeds; a closed load is late by its nature
+    lag = quantile(samples.lag_s, 0.99)
+    if isinstance(setup.pacer, Burst):
+        # All jobs are due at once, so lag is only how long the feeding took.
+        if lag > MAX_FEED_SHARE * run.resources.wall_s:
+            yield (
+                f"{setup.label}: feeding the queue took {lag:.2f} s of the {run.resources.wall_s:.2f} s run, so the workers "
+                "may have waited for the producer: make the jobs longer, or give the producer its own core"
+            )
+        return
+    latency = quantile(samples.latency_s, 0.5)
+    if lag > MAX_LAG_SHARE * latency:
+        yield (
+            f"{setup.label}: the producer sent 1 % of its jobs {lag * 1e3:.1f} ms or more late (median latency "
+            f"{latency * 1e3:.1f} ms): lower the rate, or give the producer its own core"
+        )
+
+
+def incomplete_ledger(run: Run) -> Iterator[str]:
+    """Every job ended once, and right."""
+    ledger, label = run.ledger, run.trial.setup.label
+    if ledger.lost:
+        yield f"{label}: {ledger.lost} of {ledger.issued} jobs never ended: look for a crash in the worker's log"
+    if ledger.failed:
+        yield (
+            f"{label}: {ledger.failed} of {ledger.issued} jobs failed ({ledger.wrong} with a wrong result): "
+            "run the job by hand, `sidestep worker` shows the error"
+        )
+    if ledger.duplicated:
+        yield f"{label}: {ledger.duplicated} jobs ran more than once: raise the visibility timeout above the longest job"
+
+
+def noisy_machine(run: Run) -> Iterator[str]:
+    """Nobody else used the machine meanwhile."""
+    resources = run.resources
+    for seconds, limit, who, remedy in (
+        (resources.others_cpu_s, MAX_OTHERS_CORES, "other programs used", "close them"),
+        (resources.steal_s, MAX_STEAL_CORES, "the hypervisor took away", "measure on a quieter host"),
+    ):
+        if seconds is not None and seconds > limit * resources.wall_s and seconds > SMALLEST_NOISE_S:
+            yield (
+                f"{run.trial.setup.label}: {who} {seconds / resources.wall_s:.2f} cores during the run "
+                f"(at most {limit:g} is allowed): {remedy} and run again"
+            )
+
+
+SMALLEST_NOISE_S = 0.05  # the kernel counts CPU time in ticks of 10 ms per core; five of them can be chance
+
+
+def impossible_times(run: Run) -> Iterator[str]:
+    """Every job was sent, received, started and ended in this order."""
+    s = run.samples
+    known = s.received_ns != 0
+    backwards = int(
+        np.sum((s.sent_ns < s.due_ns) | (s.ended_ns < s.started_ns) | (s.started_ns < s.sent_ns))
+        + np.sum(known & ((s.received_ns < s.sent_ns) | (s.started_ns < s.received_ns)))
+    )
+    if backwards:
+        yield (
+            f"{run.trial.setup.label}: {backwards} jobs have times that run backwards: the clocks of producer and worker "
+            "differ; run both in one boot of one machine"
+        )
+
+
+def gil_came_back(run: Run) -> Iterator[str]:
+    """A free-threaded interpreter stayed free-threaded."""
+    if run.resources.python.endswith("t") and (run.resources.gil_enabled or int(np.sum(run.samples.gil))):
+        yield (
+            f"{run.trial.setup.label}: an extension module switched the GIL of this free-threaded interpreter back on: "
+            "remove the module from its environment (hiredis is a usual one)"
+        )
+
+
+CHECKS: tuple[Callable[[Run], Iterator[str]], ...] = (
+    incomplete_ledger,
+    late_producer,
+    noisy_machine,
+    impossible_times,
+    gil_came_back,
+)
+
+
+def faults(run: Run) -> tuple[Fault, ...]:
+    """What every check says of the run."""
+    return tuple(Fault(check.__name__, says) for check in CHECKS for says in check(run))

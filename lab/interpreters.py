@@ -1,0 +1,85 @@
+"""Other interpreters for the workers: each gets an environment of its own, made once and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.model import BadInput, LabError
+from tasks.pools import POOLS
+
+ALWAYS = ("celery", "kombu", "billiard", "redis", "vine", "amqp", "packaging")
+"""Installed in the same versions as here, so that arms differ in the interpreter alone. No hiredis: it is optional, and
+on a free-threaded interpreter its import switches the GIL back on."""
+ASK = (
+    "import sys, sysconfig, json; print(json.dumps({'version': sys.version.split()[0], "
+    "'free_threaded': bool(sysconfig.get_config_var('Py_GIL_DISABLED')), 'ok': sys.version_info[:2] >= (3, 11)}))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """A Python that exists."""
+
+    path: str
+    version: str
+    """Such as `3.13.5`, or `3.13.5t` for a free-threaded build."""
+
+
+def ask(path: str) -> Interpreter:
+    """What the interpreter at `path` is. Raises BadInput when it is none, or too old for the jobs."""
+    try:
+        answer = subprocess.run([path, "-c", ASK], capture_output=True, text=True, timeout=30, check=True, stdin=subprocess.DEVNULL)
+        facts = json.loads(answer.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        raise BadInput(f"{path} is not a Python interpreter that runs; give the path of one, such as /usr/bin/python3.13") from None
+    if not facts["ok"]:
+        raise BadInput(f"{path} is Python {facts['version']}; 3.11 or newer is needed")
+    return Interpreter(path, facts["version"] + ("t" if facts["free_threaded"] else ""))
+
+
+def cache_home() -> Path:
+    """Where environments are kept: SIDESTEP_CACHE, else the user's cache folder."""
+    chosen = os.environ.get("SIDESTEP_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    return Path(chosen or Path.home() / ".cache") / "sidestep"
+
+
+def with_celery(path: str, *, pools: Iterable[str], say: Callable[[str], None] = lambda _: None) -> str:
+    """The path of an interpreter like the one at `path` that can import Celery and what the pools need.
+
+    Makes a virtual environment on first use, which reaches a package index; later calls take it from the cache.
+    """
+    interpreter = ask(path)
+    needed = [f"{name}=={importlib.metadata.version(name)}" for name in ALWAYS if _installed(name)]
+    needed += [f"{need}=={importlib.metadata.version(need)}" for p in sorted(set(pools)) if p in POOLS and (need := POOLS[p].needs)]
+    key = hashlib.sha256("\n".join([os.path.realpath(path), interpreter.version, *needed]).encode()).hexdigest()[:16]
+    home = cache_home() / "envs" / f"python{interpreter.version}-{key}"
+    python = home / "bin" / "python"
+    if (home / "complete").exists() and python.exists():
+        return str(python)
+    say(f"making an environment for Python {interpreter.version} (once; it is kept in {home})")
+    shutil.rmtree(home, ignore_errors=True)
+    home.parent.mkdir(parents=True, exist_ok=True)
+    for command in ([path, "-m", "venv", str(home)], [str(python), "-m", "pip", "install", "-q", *needed]):
+        made = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        if made.returncode:
+            reason = (made.stderr.strip() or made.stdout.strip() or "no reason given").splitlines()[-1]
+            shutil.rmtree(home, ignore_errors=True)
+            raise LabError(f"cannot make an environment for {path}: {reason}")
+    (home / "complete").touch()
+    return str(python)
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,349 @@
+"""The nouns of the lab. Frozen values, no I/O, no clock; units are in the names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from producer.pacers import Pacer
+from producer.payloads import Args
+
+Nanoseconds = NDArray[np.int64]
+Seconds = NDArray[np.float64]
+
+
+class LabError(Exception):
+    """Something that ends the work; the message says what happened and what to do next."""
+
+
+class BadInput(LabError):  # noqa: N818  it names what was wrong, as the user sees it
+    """What the user asked for cannot be done as asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything an experiment may vary."""
+
+    job: str
+    args: Args
+    pacer: Pacer
+    pool: str = "prefork"
+    """A Celery pool; or, where `queued` is False, an executor: serial, threads, processes, interpreters."""
+    concurrency: int = 1
+    """Slots of one worker."""
+    queued: bool = True
+    """Through the broker to Celery workers; else straight into an executor, the baseline."""
+    nodes: int = 1
+    """Workers, each with `concurrency` slots."""
+    prefetch: int | None = None
+    acks_late: bool | None = None
+    preset: str = "default"
+    switch_interval_s: float | None = None
+    marks: bool = True
+    """Whether workers mark jobs. Without marks only the drain of the queue is seen."""
+    watch_broker: bool = False
+    """Time the drain at the broker: the only way to see it without marks, and used on both sides of such a ratio."""
+    python: str | None = None
+    """Another interpreter for the workers, as a path."""
+
+    @property
+    def slots(self) -> int:
+        """Jobs that can be under way at once."""
+        return self.nodes * self.concurrency
+
+    @property
+    def label(self) -> str:
+        """How a table names it, such as `prefork 2` or `bare threads 2`."""
+        parts = [] if self.queued else ["bare"]
+        parts += [self.pool] if self.pool in SINGLE and self.nodes == 1 else [self.pool, str(self.slots)]
+        if self.nodes > 1:
+            parts[-1] = f"{self.nodes}x{self.concurrency}"
+        return " ".join(parts)
+
+
+SINGLE = frozenset({"solo", "serial"})
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One setup, run once."""
+
+    experiment: str
+    setup: Setup
+    repeat: int
+
+
+SAMPLE_COLUMNS = ("due_ns", "sent_ns", "received_ns", "started_ns", "ended_ns", "cpu_ns", "worker", "thread", "gil")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """The lives of a run's jobs, one row a job that ended, in order of their numbers; times in ns from the first due.
+
+    Columns are int64 arrays of shape (n,). `worker` numbers the processes and `thread` the threads or greenlets of the
+    run; `gil` is 1 where the interpreter's lock was on when the job ended.
+    """
+
+    due_ns: Nanoseconds
+    sent_ns: Nanoseconds
+    received_ns: Nanoseconds
+    started_ns: Nanoseconds
+    ended_ns: Nanoseconds
+    cpu_ns: Nanoseconds
+    worker: Nanoseconds
+    thread: Nanoseconds
+    gil: Nanoseconds
+
+    def __len__(self) -> int:
+        return len(self.due_ns)
+
+    @property
+    def latency_s(self) -> Seconds:
+        """From the moment the job was due, so that a late producer cannot hide a slow queue."""
+        return (self.ended_ns - self.due_ns) / 1e9
+
+    @property
+    def lag_s(self) -> Seconds:
+        """How late the producer itself was."""
+        return (self.sent_ns - self.due_ns) / 1e9
+
+    @property
+    def wait_s(self) -> Seconds:
+        """From sent to started: in the broker and in the worker's own line."""
+        return (self.started_ns - self.sent_ns) / 1e9
+
+    @property
+    def service_s(self) -> Seconds:
+        """From started to ended."""
+        return (self.ended_ns - self.started_ns) / 1e9
+
+    @property
+    def cpu_s(self) -> Seconds:
+        """CPU time of the job's thread while the job ran. Greenlets share a thread: there it is an upper bound."""
+        return self.cpu_ns / 1e9
+
+    @property
+    def stalled_s(self) -> Seconds:
+        """Under way but not computing: waiting for the GIL, a core, or whatever the job waits for. Never below 0."""
+        return np.maximum(self.service_s - self.cpu_s, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Every job, accounted for: issued = done + failed + lost. Raises LabError when it does not add up."""
+
+    issued: int
+    done: int
+    """Ended once or more, with the right result each time."""
+    failed: int
+    """Raised, or returned a wrong result."""
+    lost: int
+    """Never ended."""
+    duplicated: int = 0
+    """Ran more often than once; counted beside the others."""
+    wrong: int = 0
+    """Returned something else than expected; counted in `failed` too."""
+
+    def __post_init__(self) -> None:
+        if self.issued != self.done + self.failed + self.lost or min(self.done, self.failed, self.lost) < 0:
+            raise LabError(f"the ledger does not add up: {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a run cost. Times in seconds, sizes in bytes; None where this machine cannot tell."""
+
+    wall_s: float
+    """From the first job due to the last one ended, or to the empty queue where there are no marks."""
+    boot_s: float
+    """From starting the workers to ready; never part of a result."""
+    worker_cpu_s: float
+    worker_pss_bytes: int | None
+    """Proportional set size of the whole process tree at the end, pages shared between processes counted once."""
+    context_switches: int | None
+    broker_cpu_s: float | None = None
+    producer_cpu_s: float = 0.0
+    others_cpu_s: float | None = None
+    """CPU seconds that neither we nor the kernel's idle loop can account for."""
+    steal_s: float | None = None
+    """CPU seconds the hypervisor gave to somebody else."""
+    commands: Mapping[str, int] = field(default_factory=dict)
+    """Broker commands by name, for all jobs together."""
+    bytes_in: int | None = None
+    bytes_out: int | None = None
+    drained_s: float | None = None
+    """From the first job due to nothing queued and nothing unacknowledged, where the broker was watched."""
+    gil_enabled: bool = True
+    """Inside the worker, after its imports."""
+    python: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A reason to distrust a run."""
+
+    check: str
+    says: str
+    """What was seen, why it matters, what to try."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """What happened in one trial."""
+
+    trial: Trial
+    samples: Samples
+    ledger: Ledger
+    resources: Resources
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number that knows how sure it is: the 95 % interval over n independent repeats."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Verdict(StrEnum):
+    """What the data say of a claim."""
+
+    SUPPORTED = "supported"
+    REFUTED = "refuted"
+    INCONCLUSIVE = "inconclusive"
+    INVALID = "invalid"
+
+
+Selector = Mapping[str, object]
+"""Fields of a Setup and the values they must have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times larger `measure` is where `of` holds than where `to` holds, block by block."""
+
+    measure: str
+    """A name in `lab.stats.MEASURES`."""
+    of: Selector
+    to: Selector
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A sentence the numbers can contradict."""
+
+    id: str
+    says: str
+    measure: Ratio
+    why: str
+    """Why it might be so."""
+    advice: str
+    """What to do about it in real Celery work."""
+    at_least: float = float("-inf")
+    at_most: float = float("inf")
+    needs_cores: int = 1
+    """With fewer free cores the claim cannot be tested."""
+
+    @property
+    def bound(self) -> str:
+        """The prediction in figures."""
+        if self.at_least == float("-inf"):
+            return f"at most {self.at_most:g}"
+        return f"at least {self.at_least:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A claim, judged."""
+
+    claim: Claim
+    estimate: Estimate | None
+    """None where not even one block could be measured."""
+    verdict: Verdict
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arms:
+    """Setups spelled as axes: every combination of `vary` on top of the experiment's base."""
+
+    vary: Mapping[str, Sequence[object]]
+
+    def setups(self, base: Setup, cores: int) -> list[Setup]:
+        """All combinations; an axis that holds UP_TO_CORES becomes 1, 2, 4 … cores."""
+        setups = [base]
+        for name, values in self.vary.items():
+            spread = [v for value in values for v in (up_to(cores) if value is UP_TO_CORES else (value,))]
+            setups = [replace(s, **{name: value}) for s in setups for value in spread]
+        return setups
+
+
+class _UpToCores:
+    def __repr__(self) -> str:
+        return "UP_TO_CORES"
+
+
+UP_TO_CORES = _UpToCores()
+
+
+def up_to(cores: int) -> tuple[int, ...]:
+    """1, 2, 4 … and the number of cores itself; always at least 1 and 2."""
+    doublings = [1, 2]
+    while doublings[-1] * 2 <= cores:
+        doublings.append(doublings[-1] * 2)
+    return tuple(sorted({*doublings, max(cores, 2)}))
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A question, the trials that could answer it, and what we expect to see."""
+
+    name: str
+    question: str
+    base: Setup
+    arms: tuple[Arms, ...]
+    claims: tuple[Claim, ...]
+    repeats: int = 5
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    """What `--quick` changes in every setup."""
+    quick_repeats: int = 3
+
+    def setups(self, *, cores: int, quick: bool = False) -> list[Setup]:
+        """Every setup once, in the order they were declared."""
+        base = replace(self.base, **self.quick) if quick else self.base
+        return list(dict.fromkeys(_hashable(s) for arms in self.arms for s in arms.setups(base, cores)))
+
+
+def _hashable(setup: Setup) -> Setup:
+    return setup if isinstance(setup.args, FrozenArgs) else replace(setup, args=FrozenArgs(setup.args))
+
+
+class FrozenArgs(dict[str, Any]):
+    """Arguments that can stand in a set."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted((k, repr(v)) for k, v in self.items())))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Suite:
+    """Everything a report needs: the machine and the runs. Verdicts are not in it: they follow from it."""
+
+    environment: Mapping[str, Any]
+    experiments: tuple[str, ...]
+    """The names of the experiments that were asked for, in order."""
+    runs: tuple[Run, ...]
+    seed: int
+    repeats: Mapping[str, int]
+    """How many repeats each experiment was to have."""
+    quick: bool = False
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Setups that could not run here, and why: "experiment · label" -> reason."""

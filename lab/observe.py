@@ -1,0 +1,163 @@
+"""Joins what was sent with what the workers marked into samples, and accounts for every job."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.model import LabError, Ledger, Samples
+from producer.publish import Sent
+from tasks.timeline import CAPACITY, DONE, GIL, HEADER_BYTES, MARK, SCHEMA, boot_id
+
+MARKS = np.dtype(
+    [
+        ("nonce", ">u8"),
+        ("seq", ">u8"),
+        ("received_ns", "<i8"),
+        ("started_ns", "<i8"),
+        ("ended_ns", "<i8"),
+        ("cpu_ns", "<i8"),
+        ("thread", "<u8"),
+        ("checksum", "<u4"),
+        ("flags", "<u2"),
+        ("reserved", "<u2"),
+    ]
+)
+assert MARKS.itemsize == MARK.size  # noqa: S101  the two spellings of a mark must agree
+
+
+def job_id(nonce: int, seq: int) -> str:
+    """The id of a trial's job number `seq`: a UUID made of the trial's 64-bit nonce and the number."""
+    return str(uuid.UUID(int=nonce << 64 | seq))
+
+
+@dataclass(frozen=True, slots=True)
+class Tapes:
+    """The tapes in a directory, read while they are written and after."""
+
+    directory: Path
+
+    def marks(self, nonce: int) -> NDArray[Any]:
+        """Every mark of the trial so far, with a column `worker` beside: the tape's number."""
+        parts = []
+        for number, path in enumerate(sorted(self.directory.glob("*.tape"))):
+            marks = np.memmap(path, dtype=MARKS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
+            # A mark is begun before it is ended, and one after the other: the first without a start ends the tape.
+            used = int(np.argmin(marks["started_ns"] != 0)) if marks["started_ns"][-1] == 0 else CAPACITY
+            own = np.array(marks[:used][marks["nonce"][:used] == nonce])
+            parts.append((number, own))
+        with_worker = np.dtype([*MARKS.descr, ("worker", "<i8")])
+        joined = np.zeros(sum(len(own) for _, own in parts), dtype=with_worker)
+        at = 0
+        for number, own in parts:
+            for name in MARKS.names or ():
+                joined[name][at : at + len(own)] = own[name]
+            joined["worker"][at : at + len(own)] = number
+            at += len(own)
+        return joined
+
+    def headers(self) -> list[dict[str, Any]]:
+        """What each process said of itself. Raises LabError for marks of another boot or another format."""
+        headers = []
+        for path in sorted(self.directory.glob("*.tape")):
+            with path.open("rb") as file:
+                header = json.loads(file.read(HEADER_BYTES).rstrip(b"\0"))
+            if header["schema"] != SCHEMA:
+                raise LabError(f"marks of format {header['schema']}, expected {SCHEMA}: worker and lab differ; update both")
+            if header["boot_id"] != boot_id():
+                raise LabError("marks come from another boot or machine, whose clock cannot be compared with this one")
+            headers.append(header)
+        return headers
+
+
+class Progress:
+    """How many jobs of a trial have ended so far, cheaply enough to ask a hundred times a second."""
+
+    def __init__(self, tapes: Tapes, nonce: int) -> None:
+        self._tapes, self._nonce = tapes, nonce
+        self._open: dict[Path, tuple[NDArray[Any], int]] = {}
+        self._ended: list[int] = []
+
+    def ended_ns(self) -> list[int]:
+        """When each job that has ended did so, in ns of CLOCK_MONOTONIC, in the order they were noticed."""
+        for path in self._tapes.directory.glob("*.tape"):
+            if path not in self._open and path.stat().st_size:
+                marks = np.memmap(path, dtype=MARKS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
+                self._open[path] = (marks, 0)
+        for path, (marks, seen) in self._open.items():
+            self._open[path] = (marks, self._read(marks, seen))
+        return self._ended
+
+    def _read(self, marks: NDArray[Any], seen: int) -> int:
+        """Note the ends after mark `seen`, up to the first job still under way; return how far that is.
+
+        A slow job holds up the noticing of those begun after it on the same tape, until it ends itself.
+        """
+        ahead = marks[seen : seen + WINDOW]
+        unended = np.flatnonzero(ahead["flags"] == 0)
+        fresh = ahead[: int(unended[0]) if len(unended) else len(ahead)]
+        self._ended += [int(ns) for ns in fresh["ended_ns"][fresh["nonce"] == self._nonce]]
+        return seen + len(fresh)
+
+
+WINDOW = 4096  # marks looked at in one go: more than end between two looks
+
+
+def observe(
+    sent: Sequence[Sent], marks: NDArray[Any], *, expected: Callable[[int], int]
+) -> tuple[Samples, Ledger]:
+    """One sample a job that ended, in order of numbers, and the ledger over all that were sent.
+
+    `expected` gives the checksum that the job of a number must return. A job with several marks counts once as done or
+    failed, and its first end is its sample; the others are duplicates.
+    """
+    issued = len(sent)
+    seqs = marks["seq"].astype(np.int64)
+    ended = marks[(marks["flags"] != 0) & (seqs < issued)]
+    order = np.lexsort((ended["ended_ns"], ended["seq"]))
+    ended = ended[order]
+    numbers, first, times = np.unique(ended["seq"].astype(np.int64), return_index=True, return_counts=True)
+    right = np.array([mark["flags"] & DONE and mark["checksum"] == expected(int(mark["seq"])) for mark in ended], dtype=bool)
+    returned = (ended["flags"] & DONE) != 0
+    every_time_right = np.logical_and.reduceat(right, first) if len(first) else np.zeros(0, bool)
+    ever_wrong = np.logical_or.reduceat(returned & ~right, first) if len(first) else np.zeros(0, bool)
+    ledger = Ledger(
+        issued=issued,
+        done=int(np.sum(every_time_right)),
+        failed=int(np.sum(~every_time_right)),
+        lost=issued - len(numbers),
+        duplicated=int(np.sum(times > 1)),
+        wrong=int(np.sum(ever_wrong)),
+    )
+    start_ns = sent[0].due_ns if sent else 0
+    due = np.array([s.due_ns for s in sent], dtype=np.int64)[numbers] - start_ns
+    sent_ns = np.array([s.sent_ns for s in sent], dtype=np.int64)[numbers] - start_ns
+    one = ended[first]
+    received = one["received_ns"].astype(np.int64)
+    samples = Samples(
+        due_ns=due,
+        sent_ns=sent_ns,
+        received_ns=np.where(received == 0, 0, received - start_ns),
+        started_ns=one["started_ns"].astype(np.int64) - start_ns,
+        ended_ns=one["ended_ns"].astype(np.int64) - start_ns,
+        cpu_ns=one["cpu_ns"].astype(np.int64),
+        worker=_renumber(one["worker"].astype(np.int64)),
+        thread=_renumber(one["thread"]),
+        gil=((one["flags"] & GIL) != 0).astype(np.int64),
+    )
+    return samples, ledger
+
+
+def _renumber(values: NDArray[Any]) -> NDArray[np.int64]:
+    """0, 1, 2 … in order of first appearance."""
+    unique, index, inverse = np.unique(values, return_index=True, return_inverse=True)
+    rank = np.empty(len(unique), dtype=np.int64)
+    rank[np.argsort(index)] = np.arange(len(unique))
+    return rank[inverse] if len(values) else np.zeros(0, np.int64)

@@ -1,0 +1,295 @@
+"""Runs trials: a fresh arena, the load, the drain, the samples, the bill."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from lab import resources
+from lab.arenas.arena import Arena
+from lab.arenas.celery_worker import CeleryWorkers
+from lab.arenas.executor import ExecutorProgram
+from lab.broker import PREFIX, remove_keys
+from lab.checks import faults
+from lab.model import Ledger, LabError, Resources, Run, Samples, Setup, Trial
+from lab.observe import Progress, Tapes, job_id, observe
+from lab.plan import expected_s
+from lab.session import Session
+from producer.payloads import fill, is_same_for_all
+from producer.publish import Sender, Sent, publish
+from tasks.app import make_app
+from tasks.jobs import JOBS
+from tasks.registry import checksum
+from tasks.settings import Settings
+
+LOOK_S = 0.01
+"""Between two looks at the tapes: they lie in mapped memory, which rings no bell."""
+PATIENCE = 5.0
+PATIENCE_S = 20.0
+"""A run may take this many times, and this much longer, than expected before its missing jobs count as lost."""
+RETRIES = 2
+"""A run on a noisy machine is taken again this often before its fault stands."""
+NOISE = frozenset({"noisy_machine"})
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Runs trials of one session, one at a time."""
+
+    session: Session
+    cores: int
+    idle: Callable[[], None] = lambda: None
+    """Called now and then while nothing urgent happens, such as to draw a progress bar."""
+
+    def run(self, trial: Trial) -> Run:
+        """Run the trial; again, up to twice, when others used the machine meanwhile.
+
+        Raises LabError when its workers do not come up.
+        """
+        for attempt in range(RETRIES + 1):
+            run = self._once(trial)
+            run = replace(run, faults=faults(run))
+            if attempt == RETRIES or not any(fault.check in NOISE for fault in run.faults):
+                return run
+        raise AssertionError("unreachable")
+
+    def _once(self, trial: Trial) -> Run:
+        nonce = secrets.randbits(63)
+        directory = self.session.children.directory / f"trial-{nonce:016x}"
+        tapes = Tapes(directory / "tapes")
+        tapes.directory.mkdir(parents=True)
+        try:
+            load = _Load(self.session, trial.setup, nonce)
+            run_it = self._queued if trial.setup.queued else self._bare
+            return run_it(trial, load, directory, tapes)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _queued(self, trial: Trial, load: _Load, directory: Path, tapes: Tapes) -> Run:
+        setup, session = trial.setup, self.session
+        settings = Settings(
+            broker=session.broker.url,
+            key_prefix=f"{PREFIX}{load.nonce:016x}:",
+            preset=setup.preset,
+            prefetch=setup.prefetch,
+            acks_late=setup.acks_late,
+            switch_interval_s=setup.switch_interval_s,
+            tape_dir=str(tapes.directory) if setup.marks else None,
+        )
+        queue = _Queue(session.client, settings)
+        app = make_app(settings)
+        arena = CeleryWorkers(session.children, setup, python=session.python(setup), settings=settings, directory=directory)
+        try:
+            self._warm_up(setup, load, app, settings, queue, arena)
+            sender = Sender(
+                app,
+                task_name=JOBS[setup.job].task_name,
+                queue=settings.queue,
+                args_of=load.args,
+                id_of=lambda seq: job_id(load.nonce, seq),
+            )
+            progress = Progress(tapes, load.nonce)
+            before = self._snapshot(arena)
+            start_ns = time.monotonic_ns()
+            ended_s = self._ends(progress, start_ns, arena, trial)
+            sent = list(publish(setup.pacer, sender, ended_s=ended_s, idle=self.idle))
+            sender.close()
+            drained_ns = self._drain(trial, progress, queue, arena, len(sent))
+            after = self._snapshot(arena)
+            samples, ledger = observe(sent, tapes.marks(load.nonce), expected=load.expected)
+            tapes.headers()
+            if not setup.marks:
+                left = queue.held()
+                # Without marks the broker's word is all there is: what it no longer holds was acknowledged.
+                ledger = Ledger(issued=len(sent), done=len(sent) - left, failed=0, lost=left)
+            drained_s = None if drained_ns is None else (drained_ns - sent[0].due_ns) / 1e9
+            return self._run(trial, arena, before, after, samples, ledger, drained_s)
+        finally:
+            arena.close()
+            app.close()
+            with contextlib.suppress(redis.RedisError):  # the broker may be why we are leaving
+                remove_keys(session.client, settings.key_prefix)
+
+    def _bare(self, trial: Trial, load: _Load, directory: Path, tapes: Tapes) -> Run:
+        setup = trial.setup
+        due_ns = [round(due * 1e9) for due in setup.pacer.due_s()]
+        distinct = [load.args(seq) for seq in range(1 if load.same else len(due_ns))]
+        program = ExecutorProgram(
+            self.session.children,
+            setup,
+            python=self.session.python(setup),
+            directory=directory,
+            tape_dir=tapes.directory,
+            nonce=load.nonce,
+            due_ns=due_ns,
+            args=distinct,
+        )
+        try:
+            before = self._snapshot(program)
+            start_ns, sent_ns = program.go(timeout_s=_limit_s(trial, self.cores))
+            after = self._snapshot(program)
+            pairs = enumerate(zip(due_ns, sent_ns, strict=True))
+            sent = [Sent(seq, start_ns + due, moment) for seq, (due, moment) in pairs]
+            samples, ledger = observe(sent, tapes.marks(load.nonce), expected=load.expected)
+            return self._run(trial, program, before, after, samples, ledger, None)
+        finally:
+            program.close()
+
+    def _run(
+        self,
+        trial: Trial,
+        arena: Arena,
+        before: resources.Snapshot,
+        after: resources.Snapshot,
+        samples: Samples,
+        ledger: Ledger,
+        drained_s: float | None,
+    ) -> Run:
+        wall_s = float(samples.ended_ns.max()) / 1e9 if len(samples) else drained_s
+        if not wall_s:
+            raise LabError(f"{trial.setup.label}: not one of {ledger.issued} jobs ended; `sidestep worker` shows why")
+        steal = None if after.steal_s is None or before.steal_s is None else after.steal_s - before.steal_s
+        switches = (after.context_switches or 0) - (before.context_switches or 0)
+        queued = trial.setup.queued
+        bill = Resources(
+            wall_s=wall_s,
+            boot_s=arena.boot_s,
+            worker_cpu_s=after.worker_cpu_s - before.worker_cpu_s,
+            worker_pss_bytes=resources.pss_bytes(arena.processes()),
+            context_switches=switches,
+            broker_cpu_s=(after.broker_cpu_s or 0.0) - (before.broker_cpu_s or 0.0) if queued else None,
+            producer_cpu_s=after.producer_cpu_s - before.producer_cpu_s,
+            others_cpu_s=resources.others_cpu_s(before, after),
+            steal_s=steal,
+            commands=resources.commands_between(before, after) if queued else {},
+            bytes_in=after.bytes_in - before.bytes_in if queued else None,
+            bytes_out=after.bytes_out - before.bytes_out if queued else None,
+            drained_s=drained_s,
+            gil_enabled=bool(arena.about["gil_enabled"]),
+            python=str(arena.about["python"]),
+        )
+        return Run(trial, samples, ledger, bill)
+
+    def _snapshot(self, arena: Arena) -> resources.Snapshot:
+        return resources.snapshot(arena.processes(), self.session.helpers, self.session.client)
+
+    def _warm_up(self, setup: Setup, load: _Load, app: Any, settings: Settings, queue: _Queue, arena: Arena) -> None:
+        """Fill every slot at once with sleeping jobs, so that each thread and child exists, then do a few real ones."""
+        for name, args, count in (("snooze", {"ms": 20}, setup.slots), (setup.job, load.args(0), 2 * setup.slots)):
+            nonce = secrets.randbits(63)
+            sender = Sender(
+                app,
+                task_name=JOBS[name].task_name,
+                queue=settings.queue,
+                args_of=lambda _, args=args: args,  # type: ignore[misc]
+                id_of=lambda seq, nonce=nonce: job_id(nonce, seq),  # type: ignore[misc]
+            )
+            sender(range(count))
+            sender.close()
+            deadline = time.monotonic() + PATIENCE_S
+            while queue.held() and arena.alive():
+                if time.monotonic() > deadline:
+                    raise LabError(f"{setup.label}: the worker did not finish {count} {name!r} jobs to warm up; is it stuck?")
+                time.sleep(LOOK_S)
+
+    def _ends(self, progress: Progress, start_ns: int, arena: Arena, trial: Trial) -> Iterator[float]:
+        """When jobs ended, in seconds since the start, as they do: what a closed load waits for."""
+        given, deadline = 0, time.monotonic() + _limit_s(trial, self.cores)
+        while arena.alive() and time.monotonic() < deadline:
+            ended = progress.ended_ns()
+            for moment in ended[given:]:
+                yield (moment - start_ns) / 1e9
+            if given == len(ended):
+                time.sleep(CLOSED_LOOK_S)
+            given = len(ended)
+
+    def _drain(
+        self, trial: Trial, progress: Progress, queue: _Queue, arena: Arena, issued: int
+    ) -> int | None:
+        """Wait until every job has ended and is acknowledged, or there is no more hope.
+
+        Returns the moment when the broker held nothing, in ns of CLOCK_MONOTONIC, if the setup watches the broker.
+        """
+        watch = trial.setup.watch_broker
+        deadline = time.monotonic() + _limit_s(trial, self.cores)
+        while arena.alive() and time.monotonic() < deadline:
+            if watch and not queue.held():
+                return time.monotonic_ns()
+            if not watch and len(progress.ended_ns()) >= issued:
+                break
+            self.idle()
+            time.sleep(LOOK_S)
+        # The last acknowledgements belong to the price of the jobs; they follow within a moment.
+        settle = time.monotonic() + SETTLE_S
+        while not watch and arena.alive() and queue.held() and time.monotonic() < settle:
+            time.sleep(LOOK_S)
+        return None
+
+
+CLOSED_LOOK_S = 0.001
+"""A closed load answers an end within a millisecond; the rest of its lag is in its own histogram."""
+SETTLE_S = 2.0
+
+
+class _Load:
+    """The arguments and expected results of a trial's jobs."""
+
+    def __init__(self, session: Session, setup: Setup, nonce: int) -> None:
+        self.nonce, self._session, self._setup = nonce, session, setup
+        self._units, self._url = session.units(setup), session.url(setup)
+        self.same = is_same_for_all(setup.args)
+        self._expected: dict[int, int] = {}
+        self._args = self._fill(0)
+
+    def _fill(self, seq: int) -> dict[str, Any]:
+        return fill(self._setup.args, seq=seq, units=self._units, url=self._url)
+
+    def args(self, seq: int) -> dict[str, Any]:
+        """The arguments of job number `seq`."""
+        return self._args if self.same else self._fill(seq)
+
+    def expected(self, seq: int) -> int:
+        """The checksum that job number `seq` must return."""
+        key = 0 if self.same else seq
+        if key not in self._expected:
+            self._expected[key] = checksum(self._session.expected_result(self._setup, self.args(key)))
+        return self._expected[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """The jobs that the broker still holds."""
+
+    client: redis.Redis
+    settings: Settings
+
+    def held(self) -> int:
+        """Queued, or delivered and not yet acknowledged."""
+        prefix = self.settings.key_prefix
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.llen(prefix + self.settings.queue)
+            pipe.hlen(prefix + "unacked")
+            return int(sum(pipe.execute()))
+
+
+def _limit_s(trial: Trial, cores: int) -> float:
+    return PATIENCE * expected_s(trial, cores=cores) + PATIENCE_S
+
+
+def run_all(
+    runner: Runner, trials: Sequence[Trial], *, done: Sequence[Run] = (), started: Callable[[Trial], None] = lambda _: None
+) -> Iterator[Run]:
+    """Run the trials in order, yielding each run as it ends; those already among `done` are left out."""
+    finished = {(run.trial.experiment, run.trial.setup, run.trial.repeat) for run in done}
+    for trial in trials:
+        if (trial.experiment, trial.setup, trial.repeat) not in finished:
+            started(trial)
+            yield runner.run(trial)

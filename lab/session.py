@@ -1,0 +1,130 @@
+"""What the trials of one sitting share: the broker, the slow HTTP server, and how much work a millisecond is."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+
+from lab import interpreters
+from lab.broker import Broker, own_server, users_broker
+from lab.children import Children, tree
+from lab.model import LabError, Setup
+from producer.payloads import Calibrated, Upstream
+from tasks.jobs import JOBS
+
+CALIBRATION_TIMEOUT_S = 60
+
+
+@dataclass
+class Session:
+    """Open while trials run. Everything it starts ends with it."""
+
+    children: Children
+    broker: Broker
+    say: Callable[[str], None] = lambda _: None
+    """Tells the user of something that takes long."""
+    _units_per_ms: dict[tuple[str, str], float] = field(default_factory=dict)
+    _upstreams: dict[float, tuple[str, subprocess.Popen[Any]]] = field(default_factory=dict)
+    _pythons: dict[tuple[str | None, str], str] = field(default_factory=dict)
+
+    @cached_property
+    def client(self) -> redis.Redis:
+        """The lab's own connection to the broker."""
+        return self.broker.client()
+
+    @property
+    def helpers(self) -> list[psutil.Process]:
+        """Our processes that no trial measures."""
+        return [process for _, server in self._upstreams.values() for process in tree(server)]
+
+    def python(self, setup: Setup) -> str:
+        """The interpreter that runs the setup: ours, or an environment made for the one it names."""
+        if setup.python is None:
+            return sys.executable
+        key = (setup.python, setup.pool)
+        if key not in self._pythons:
+            self._pythons[key] = interpreters.with_celery(setup.python, pools=[setup.pool], say=self.say)
+        return self._pythons[key]
+
+    def units(self, setup: Setup) -> dict[float, int]:
+        """For each number of milliseconds that the setup asks for, how many units of its job that is.
+
+        Found once per job and interpreter, in a fresh process of that interpreter.
+        """
+        wanted = [value.ms for value in setup.args.values() if isinstance(value, Calibrated)]
+        if not wanted:
+            return {}
+        key = (self.python(setup), setup.job)
+        if key not in self._units_per_ms:
+            self._units_per_ms[key] = self._calibrate(*key)
+        return {ms: max(1, round(ms * self._units_per_ms[key])) for ms in wanted}
+
+    @property
+    def calibration(self) -> dict[str, float]:
+        """Units per millisecond, by job, as far as they were needed."""
+        return {job: units for (_, job), units in self._units_per_ms.items()}
+
+    def _calibrate(self, python: str, job: str) -> float:
+        child = self.children.start([python, "-m", "tasks.calibrate", job], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            out, err = child.communicate(timeout=CALIBRATION_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            raise LabError(f"calibrating {job!r} took more than {CALIBRATION_TIMEOUT_S} s; is the machine overloaded?") from None
+        if child.returncode:
+            words = err.decode("utf-8", "replace").strip().splitlines()
+            raise LabError(f"cannot calibrate {job!r} with {python}: {words[-1] if words else 'it said nothing'}")
+        return float(out)
+
+    def url(self, setup: Setup) -> str:
+        """Where the setup's HTTP server listens; empty when it needs none."""
+        means = {value.mean_ms for value in setup.args.values() if isinstance(value, Upstream)}
+        if not means:
+            return ""
+        mean_ms = means.pop()
+        if mean_ms not in self._upstreams:
+            server = self.children.start(
+                [sys.executable, "-m", "lab.upstream", "--mean-ms", str(mean_ms)],
+                stdout=subprocess.PIPE,
+                python_path=_root(),
+                cwd=str(self.children.directory),
+            )
+            assert server.stdout  # noqa: S101  it was asked for as a pipe
+            port = server.stdout.readline().strip()
+            if not port:
+                raise LabError("the HTTP server for `fetch` did not start; is the loopback interface up?")
+            self._upstreams[mean_ms] = (f"http://127.0.0.1:{int(port)}/", server)
+        return self._upstreams[mean_ms][0]
+
+    def expected_result(self, setup: Setup, args: dict[str, object]) -> object:
+        """What the setup's job must return for these arguments."""
+        return JOBS[setup.job].expect(**args)
+
+
+def _root() -> Path:
+    return Path(__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def open_session(
+    url: str | None = None, *, force: bool = False, persist: bool = False, say: Callable[[str], None] = lambda _: None
+) -> Iterator[Session]:
+    """A session on the broker at `url`, or on a server of our own. Raises BadInput or LabError, see `lab.broker`."""
+    with contextlib.ExitStack() as stack:
+        broker = users_broker(url, force=force) if url else None
+        children = stack.enter_context(Children())
+        if broker is None:
+            broker = stack.enter_context(own_server(children, persist=persist))
+        session = Session(children, broker, say)
+        stack.callback(session.client.close)
+        yield session

@@ -1,0 +1,184 @@
+"""A suite on disk: one JSON file.
+
+Schema 1 (Sidestep 0.1):
+    schema, written_by, environment, experiments, seed, repeats, quick, left_out, runs: [{trial, ledger, resources,
+    faults, samples}].  `samples` holds `n` and one column a name of SAMPLE_COLUMNS: differences of int64 values,
+    little-endian, zlib, base64.  Verdicts are not stored: they are computed from the runs.
+A later version reads every earlier schema.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.model import (
+    SAMPLE_COLUMNS,
+    BadInput,
+    Fault,
+    FrozenArgs,
+    LabError,
+    Ledger,
+    Resources,
+    Run,
+    Samples,
+    Setup,
+    Suite,
+    Trial,
+)
+from producer import pacers, payloads
+
+SCHEMA = 1
+FILE = "suite.json"
+
+# Values that a Setup may hold, by the name they are stored under.
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        pacers.Constant,
+        pacers.Poisson,
+        pacers.Burst,
+        pacers.Ramp,
+        pacers.Steps,
+        pacers.Replay,
+        pacers.Closed,
+        payloads.EachJob,
+        payloads.Calibrated,
+        payloads.Upstream,
+        payloads.Text,
+    )
+}
+
+
+class SuiteFile:
+    """Where one suite is kept. A run's samples are encoded once, however often the file is written."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / FILE
+        self._encoded: dict[int, tuple[Run, dict[str, Any]]] = {}
+
+    def save(self, suite: Suite) -> None:
+        """Write the whole suite in one step: a crash leaves the file as it was. Raises LabError when it cannot."""
+        runs = []
+        for run in suite.runs:
+            if id(run) not in self._encoded:
+                self._encoded[id(run)] = (run, _run_to_json(run))
+            runs.append(self._encoded[id(run)][1])
+        document = {
+            "schema": SCHEMA,
+            "written_by": f"sidestep {suite.environment.get('sidestep', '')}".strip(),
+            "environment": suite.environment,
+            "experiments": list(suite.experiments),
+            "seed": suite.seed,
+            "repeats": dict(suite.repeats),
+            "quick": suite.quick,
+            "left_out": dict(suite.left_out),
+            "runs": runs,
+        }
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self.path.with_suffix(".json.new")
+            with fresh.open("w", encoding="utf-8") as file:
+                json.dump(document, file, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self.path)
+        except OSError as error:
+            raise LabError(f"cannot write {self.path}: {error.strerror}; choose another place with --out") from None
+
+
+def load(path: Path) -> Suite:
+    """The suite in a file, or in the folder that holds it. Raises BadInput when there is none that can be read."""
+    file = path / FILE if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"there is no suite at {path}; `sidestep run NAME --out {path}` makes one") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInput(f"{file} is not a suite that can be read ({error}); name the suite.json of a run") from None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if not isinstance(schema, int):
+        raise BadInput(f"{file} is JSON but not a suite; name the suite.json of a run")
+    if schema > SCHEMA:
+        raise BadInput(f"{file} has schema {schema} and this Sidestep reads up to {SCHEMA}; use a newer Sidestep")
+    try:
+        return Suite(
+            environment=document["environment"],
+            experiments=tuple(document["experiments"]),
+            runs=tuple(_run_from_json(run) for run in document["runs"]),
+            seed=document["seed"],
+            repeats=document["repeats"],
+            quick=document["quick"],
+            left_out=document["left_out"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, LabError, zlib.error, binascii.Error) as error:
+        raise BadInput(f"{file} is damaged ({type(error).__name__}: {error}); run the experiment again") from None
+
+
+def _run_to_json(run: Run) -> dict[str, Any]:
+    return {
+        "trial": {
+            "experiment": run.trial.experiment,
+            "repeat": run.trial.repeat,
+            "setup": {f.name: _pack(getattr(run.trial.setup, f.name)) for f in dataclasses.fields(Setup)},
+        },
+        "ledger": dataclasses.asdict(run.ledger),
+        "resources": dataclasses.asdict(run.resources),
+        "faults": [dataclasses.asdict(fault) for fault in run.faults],
+        "samples": {"n": len(run.samples), **{name: encode(getattr(run.samples, name)) for name in SAMPLE_COLUMNS}},
+    }
+
+
+def _run_from_json(raw: Mapping[str, Any]) -> Run:
+    trial, samples = raw["trial"], raw["samples"]
+    setup = Setup(**{name: _unpack(value) for name, value in trial["setup"].items()})
+    setup = dataclasses.replace(setup, args=FrozenArgs(setup.args))
+    columns = {name: decode(samples[name]) for name in SAMPLE_COLUMNS}
+    if {len(column) for column in columns.values()} != {samples["n"]}:
+        raise ValueError("columns of unequal length")
+    return Run(
+        trial=Trial(trial["experiment"], setup, trial["repeat"]),
+        samples=Samples(**columns),
+        ledger=Ledger(**raw["ledger"]),
+        resources=Resources(**raw["resources"]),
+        faults=tuple(Fault(**fault) for fault in raw["faults"]),
+    )
+
+
+def _pack(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _pack(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"is": type(value).__name__, **fields}
+    if isinstance(value, Mapping):
+        return {name: _pack(inner) for name, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _unpack(value: Any) -> Any:
+    if isinstance(value, dict):
+        fields = {name: _unpack(inner) for name, inner in value.items() if name != "is"}
+        return _KINDS[value["is"]](**fields) if "is" in value else fields
+    return tuple(value) if isinstance(value, list) else value
+
+
+def encode(column: NDArray[np.int64]) -> str:
+    """Int64 values as text: their differences, compressed. Neighbours are close, so most bytes are zero."""
+    deltas = np.diff(column, prepend=np.int64(0)).astype("<i8")
+    return base64.b64encode(zlib.compress(deltas.tobytes(), 6)).decode("ascii")
+
+
+def decode(text: str) -> NDArray[np.int64]:
+    """The values again, exactly."""
+    deltas = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype="<i8")
+    return np.cumsum(deltas, dtype=np.int64)

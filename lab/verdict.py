@@ -1,0 +1,53 @@
+"""From claims and runs to findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from lab.model import Claim, Estimate, Experiment, Finding, Run, Suite, Verdict
+from lab.stats import blocks, estimate_ratio, matches, repeats_to_decide
+
+
+def judge(claim: Claim, runs: Sequence[Run], *, cores: int) -> Finding:
+    """Compare the whole interval, not the point, with what the claim allows.
+
+    `cores` is how many this machine really offers. A fault on a run that the claim looks at makes it INVALID.
+    """
+    used = [run for run in runs if matches(run, claim.measure.of) or matches(run, claim.measure.to)]
+    estimate = estimate_ratio(claim.measure, used)
+    if cores < claim.needs_cores:
+        needs = f"it needs {claim.needs_cores} free cores and this machine offers {cores}; run it on a larger one"
+        return Finding(claim, estimate, Verdict.INVALID, needs)
+    if estimate is None:
+        return Finding(claim, None, Verdict.INVALID, "not measured: no repeat has both sides of the ratio")
+    if faults := _distinct(fault.says for run in used for fault in run.faults):
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        return Finding(claim, estimate, Verdict.INVALID, faults[0] + more)
+    return Finding(claim, estimate, *_compare(claim, estimate, used))
+
+
+def _compare(claim: Claim, estimate: Estimate, runs: Sequence[Run]) -> tuple[Verdict, str]:
+    if claim.at_least <= estimate.low and estimate.high <= claim.at_most:
+        return Verdict.SUPPORTED, f"the whole interval is {claim.bound}"
+    if estimate.high < claim.at_least or estimate.low > claim.at_most:
+        return Verdict.REFUTED, f"the whole interval misses: {claim.bound} was predicted"
+    bound = claim.at_most if claim.at_least == float("-inf") else claim.at_least
+    needed = repeats_to_decide(blocks(claim.measure, runs), bound)
+    if needed is None:
+        return Verdict.INCONCLUSIVE, f"the interval holds the bound {bound:g}, and more repeats are unlikely to decide"
+    return Verdict.INCONCLUSIVE, f"the interval holds the bound {bound:g}; about {needed} repeats would decide"
+
+
+def judge_all(experiments: Iterable[Experiment], suite: Suite) -> list[Finding]:
+    """Every claim of the experiments that the suite was run for."""
+    cores = int(suite.environment.get("cores", 1))
+    findings = []
+    for experiment in experiments:
+        if experiment.name in suite.experiments:
+            runs = [run for run in suite.runs if run.trial.experiment == experiment.name]
+            findings += [judge(claim, runs, cores=cores) for claim in experiment.claims]
+    return findings
+
+
+def _distinct(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(words))

@@ -1,0 +1,95 @@
+"""Send each job when it is due, and wait for nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from producer.pacers import Pacer
+
+BATCH = 100
+"""Most jobs in one pipeline. Larger saves little more; smaller lets the first of a burst start sooner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One job, as the producer saw it: ns of CLOCK_MONOTONIC."""
+
+    seq: int
+    due_ns: int
+    sent_ns: int
+    """When the producer began to hand it to the broker."""
+
+
+def publish(
+    pacer: Pacer,
+    send: Callable[[Sequence[int]], None],
+    *,
+    ended_s: Iterable[float] = (),
+    batch: int = BATCH,
+    now_ns: Callable[[], int] = time.monotonic_ns,
+    sleep: Callable[[float], None] = time.sleep,
+    idle: Callable[[], None] = lambda: None,
+) -> Iterator[Sent]:
+    """Call `send` with the numbers of all jobs that are due, up to `batch` at once, and yield what was sent.
+
+    A slow `send` makes jobs late but never moves their due time. Time 0 is the call itself. `idle` is called before
+    sleeps long enough for it; `ended_s` feeds a closed load, in seconds since the start, and may block.
+    """
+    start_ns = now_ns()
+    waiting: list[tuple[int, int]] = []
+
+    def flush() -> Iterator[Sent]:
+        sent_ns = now_ns()
+        send([seq for seq, _ in waiting])
+        yield from (Sent(seq, due_ns, sent_ns) for seq, due_ns in waiting)
+        waiting.clear()
+
+    closed_after = len(list(pacer.due_s()))  # jobs known in advance; a closed load learns the rest as it goes
+    for seq, due in enumerate(pacer.due_s(ended_s)):
+        due_ns = start_ns + round(due * 1e9)
+        if waiting and (due_ns > now_ns() or len(waiting) >= batch):
+            yield from flush()
+        if due_ns - now_ns() > IDLE_NS:
+            idle()
+        if (early_ns := due_ns - now_ns()) > 0:
+            sleep(early_ns / 1e9)
+        waiting.append((seq, due_ns))
+        # A closed load's next job waits for these to end: hold nothing back.
+        if seq + 1 >= closed_after and closed_after < pacer.count:
+            yield from flush()
+    if waiting:
+        yield from flush()
+
+
+IDLE_NS = 50_000_000
+"""Only before a gap of 50 ms may the caller do other things, such as draw a progress bar."""
+
+
+class Sender:
+    """Sends jobs of one kind through kombu: a batch is one pipeline to the broker.
+
+    The body and headers are Celery's own (`amqp.as_task_v2`), so any worker of the app takes them.
+    """
+
+    def __init__(
+        self, app: Any, *, task_name: str, queue: str, args_of: Callable[[int], dict[str, Any]], id_of: Callable[[int], str]
+    ) -> None:
+        self._app, self._task_name, self._queue = app, task_name, queue
+        self._args_of, self._id_of = args_of, id_of
+        self._connection = app.connection_for_write()
+        self._producer = app.amqp.Producer(self._connection)
+
+    def __call__(self, seqs: Sequence[int]) -> None:
+        """Send the jobs with these numbers; return when the broker has taken them all."""
+        amqp = self._app.amqp
+        with self._producer.batch(max_size=max(len(seqs), 1)):
+            for seq in seqs:
+                message = amqp.as_task_v2(self._id_of(seq), self._task_name, kwargs=self._args_of(seq), ignore_result=True)
+                amqp.send_task_message(self._producer, self._task_name, message, queue=self._queue, retry=False)
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._connection.release()

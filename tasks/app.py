@@ -1,0 +1,50 @@
+"""The one Celery app."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from celery import Celery
+
+from tasks import hooks
+from tasks.jobs import JOBS
+from tasks.settings import PRESETS, Settings, SettingsError, from_env
+
+
+def make_app(settings: Settings) -> Celery:
+    """An app with every job registered, JSON only, and no result backend: marks carry what results would."""
+    app = Celery("sidestep", broker=settings.broker, set_as_current=False)
+    options: dict[str, Any] = {
+        "task_default_queue": settings.queue,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_ignore_result": True,
+        "broker_connection_retry_on_startup": True,
+        "worker_hijack_root_logger": True,
+        **PRESETS[settings.preset],
+    }
+    transport = {**options.get("broker_transport_options", {})}
+    if settings.key_prefix:
+        transport["global_keyprefix"] = settings.key_prefix
+    options["broker_transport_options"] = transport
+    if settings.prefetch is not None:
+        options["worker_prefetch_multiplier"] = settings.prefetch
+    if settings.acks_late is not None:
+        options["task_acks_late"] = settings.acks_late
+    app.conf.update(options)
+    for job in JOBS.values():
+        app.task(name=job.task_name)(job.run)
+    return app
+
+
+def app_from_env() -> Celery:
+    """The app of a worker process: settings from the environment, hooks connected."""
+    try:
+        settings = from_env()
+    except SettingsError as error:
+        # A worker started by hand must say one clear line, not a traceback from inside an import.
+        print(f"sidestep: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    hooks.connect(settings)
+    return make_app(settings)

@@ -1,0 +1,70 @@
+"""Jobs that wait: for a timer, for an HTTP server, for Redis."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import threading
+import time
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from tasks.cpu import spin
+from tasks.registry import Nature, job
+
+FETCH_TIMEOUT_S = 30.0
+
+
+@job(Nature.WAITS, expect=lambda ms: ms)
+def snooze(ms: float) -> float:
+    """Sleep `ms` milliseconds; under eventlet and gevent the sleep is cooperative, since they replace `time.sleep`."""
+    time.sleep(ms / 1000)
+    return ms
+
+
+@job(Nature.WAITS, expect=lambda url, key: str(key))  # noqa: ARG005  the answer depends on the key alone
+def fetch(url: str, key: int) -> str:
+    """GET `url` for `key` over a new connection and return the body, which repeats the key.
+
+    Raises OSError when the server cannot be reached and RuntimeError when it does not answer 200.
+    """
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=FETCH_TIMEOUT_S)
+    try:
+        connection.request("GET", f"{parts.path or '/'}?key={quote(str(key))}")
+        response = connection.getresponse()
+        body = response.read().decode("utf-8", "replace")
+        if response.status != http.client.OK:
+            raise RuntimeError(f"{url} answered {response.status}")
+        return body
+    finally:
+        connection.close()
+
+
+_clients = threading.local()
+
+
+def _redis() -> Any:
+    client = getattr(_clients, "client", None)
+    if client is None:
+        import redis  # noqa: PLC0415  only this job needs a client of its own
+
+        _clients.client = client = redis.Redis.from_url(os.environ["SIDESTEP_BROKER"])
+    return client
+
+
+@job(Nature.WAITS, expect=lambda key: str(key))
+def ask(key: int) -> str:
+    """Make one real round trip to Redis, which repeats the key."""
+    return bytes(_redis().echo(str(key))).decode()
+
+
+@job(Nature.HOLDS_GIL, expect=lambda loops, io_ms: loops * (loops - 1) // 2, scales_with="loops")  # noqa: ARG005
+def mixed(loops: int, io_ms: float) -> int:
+    """Compute, wait `io_ms` milliseconds, compute again: half of the loops on each side of the wait."""
+    first = loops // 2
+    total = spin(first)
+    time.sleep(io_ms / 1000)
+    for i in range(first, loops):
+        total += i
+    return total

@@ -1,0 +1,6 @@
+"""Every job, registered: import this to have `JOBS` full."""
+
+from tasks import cpu, io, payload
+from tasks.registry import JOBS, Job, Nature
+
+__all__ = ["JOBS", "Job", "Nature", "cpu", "io", "payload"]

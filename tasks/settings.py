@@ -1,0 +1,112 @@
+"""What a worker or a producer must be told, read from the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+ENV_PREFIX = "SIDESTEP_"
+
+
+class SettingsError(ValueError):
+    """A setting cannot be used; the message says which, why, and what to do."""
+
+
+# How Celery is configured; a row is what differs from Celery's own defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    # What a new project gets, but for results: Sidestep's marks replace them.
+    "default": {},
+    # At most once, large prefetch: what speed alone would choose.
+    "fast": {
+        "worker_prefetch_multiplier": 64,
+        "broker_transport_options": {"ack_emulation": False},
+    },
+    # At least once: a job is acknowledged when it has ended, and a dead child's job goes back to the queue.
+    "lossless": {
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "worker_prefetch_multiplier": 1,
+        "broker_transport_options": {"socket_timeout": 30, "socket_keepalive": True},
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One worker's or producer's settings. Each field is also an environment variable, such as SIDESTEP_BROKER."""
+
+    broker: str = "redis://127.0.0.1:6379/0"
+    """URL of the broker."""
+    key_prefix: str = ""
+    """Put before every key in Redis, so that runs and strangers stay apart."""
+    queue: str = "jobs"
+    preset: str = "default"
+    prefetch: int | None = None
+    """Prefetch multiplier: jobs fetched ahead, per slot. None leaves it to the preset."""
+    acks_late: bool | None = None
+    switch_interval_s: float | None = None
+    """`sys.setswitchinterval` of the worker. None leaves Python's own, 5 ms."""
+    tape_dir: str | None = None
+    """Where workers leave their marks; None means no marks are made."""
+    ready_fd: int | None = None
+    """An inherited file descriptor to write one line to when the worker is ready."""
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise SettingsError(f"preset {self.preset!r} is unknown; choose one of: {', '.join(PRESETS)}")
+        try:
+            scheme = urlsplit(self.broker).scheme
+            _ = urlsplit(self.broker).port
+        except ValueError:
+            scheme = ""
+        if scheme not in {"redis", "rediss"}:
+            # The URL itself stays out of the message: it may hold a password.
+            raise SettingsError("the broker URL must look like redis://[:password@]host:port/db (or rediss://)")
+        if self.prefetch is not None and self.prefetch < 0:
+            raise SettingsError(f"prefetch must be 0 (no limit) or more, not {self.prefetch}")
+        if self.switch_interval_s is not None and not 0 < self.switch_interval_s <= 1:
+            raise SettingsError(f"switch_interval_s must be above 0 and at most 1 second, not {self.switch_interval_s}")
+
+    def to_env(self) -> dict[str, str]:
+        """The environment variables from which `from_env` makes these settings again."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {ENV_PREFIX + name.upper(): _spell(value) for name, value in values.items() if value is not None}
+
+
+def _spell(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _flag(text: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    return words[text.lower()]
+
+
+_READERS: dict[str, tuple[Any, str]] = {
+    "prefetch": (int, "a whole number"),
+    "acks_late": (_flag, "1 or 0"),
+    "switch_interval_s": (float, "a number of seconds"),
+    "ready_fd": (int, "a file descriptor"),
+}
+
+
+def from_env(environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from SIDESTEP_* variables; what is not set keeps its default.
+
+    Raises SettingsError naming the variable that cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    for field in fields(Settings):
+        name = ENV_PREFIX + field.name.upper()
+        if not (text := environ.get(name, "")):
+            continue
+        read, meant = _READERS.get(field.name, (str, "text"))
+        try:
+            values[field.name] = read(text)
+        except (ValueError, KeyError):
+            raise SettingsError(f"environment variable {name} must be {meant}, not {text!r}") from None
+    return Settings(**values)
