@@ -7,3 +7,6 @@ from experiments.observer_cost import experiment as observer_cost
 from lab.model import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (gil_cpu, gil_release, io_fanout, observer_cost)}
+
+TOUR = ("gil-cpu", "gil-release", "io-fanout")
+"""What `sidestep demo` shows."""

@@ -7,12 +7,14 @@ from producer.payloads import Calibrated
 experiment = Experiment(
     name="gil-cpu",
     question="Does a second thread, or a second process, speed up pure-Python work?",
-    base=Setup(job="spin", args={"loops": Calibrated(ms=10)}, pacer=Burst(200)),
-    quick={"pacer": Burst(60)},
+    # 25 ms a job: the queue's own millisecond or two must not hide what the GIL does.
+    base=Setup(job="spin", args={"loops": Calibrated(ms=25)}, pacer=Burst(60)),
+    quick={"pacer": Burst(24)},
     arms=(
         Arms({"pool": ("threads", "prefork"), "concurrency": (UP_TO_CORES,)}),
         Arms({"queued": (False,), "pool": ("serial",)}),
-        Arms({"queued": (False,), "pool": ("threads", "processes"), "concurrency": (UP_TO_CORES,)}),
+        Arms({"queued": (False,), "pool": ("threads", "processes"), "concurrency": (2,)}),
+        Arms({"queued": (False,), "pool": ("threads", "processes"), "concurrency": (UP_TO_CORES,)}, in_quick=False),
     ),
     claims=(
         Claim(
@@ -39,7 +41,7 @@ experiment = Experiment(
             at_least=1.6,
             needs_cores=2,
             why="Each process has an interpreter, and so a GIL, of its own.",
-            advice="For CPU-bound Python use prefork with as many processes as cores, and leave room for parent and broker.",
+            advice="For CPU-bound Python use prefork with one process a core, and leave room for parent and broker.",
         ),
         Claim(
             id="gil-cpu/bare-threads",
@@ -49,7 +51,8 @@ experiment = Experiment(
                 of={"queued": False, "pool": "threads", "concurrency": 2},
                 to={"queued": False, "pool": "serial"},
             ),
-            at_most=1.1,
+            # Looser than for Celery: the same loop differs by some percent between a main thread and another.
+            at_most=1.2,
             needs_cores=2,
             why="It is the interpreter that serialises threads, not Celery.",
             advice="concurrent.futures will not help either: ProcessPoolExecutor does, ThreadPoolExecutor does not.",
@@ -64,8 +67,8 @@ experiment = Experiment(
             ),
             at_least=1.6,
             needs_cores=2,
-            why="Two processes are two interpreters. What they miss of 2.0 is what this machine cannot give to anybody.",
-            advice="Compare prefork with this figure, not with 2.0: the machine's own ceiling is rarely the number of cores.",
+            why="Two processes are two interpreters. What they miss of 2.0 this machine gives to nobody.",
+            advice="Compare prefork with this figure, not with 2.0: a machine's own ceiling is rarely its cores.",
         ),
     ),
 )

@@ -7,12 +7,14 @@ from producer.payloads import Calibrated
 experiment = Experiment(
     name="gil-release",
     question="Does a second thread speed up work in C that lets go of the GIL?",
-    base=Setup(job="digest", args={"chunks": Calibrated(ms=10)}, pacer=Burst(200)),
-    quick={"pacer": Burst(60)},
+    # 40 ms a job: the queue's own millisecond or two must not hide what the second core does.
+    base=Setup(job="digest", args={"chunks": Calibrated(ms=40)}, pacer=Burst(40)),
+    quick={"pacer": Burst(16)},
     arms=(
         Arms({"pool": ("threads", "prefork"), "concurrency": (UP_TO_CORES,)}),
         Arms({"queued": (False,), "pool": ("serial",)}),
-        Arms({"queued": (False,), "pool": ("threads",), "concurrency": (UP_TO_CORES,)}),
+        Arms({"queued": (False,), "pool": ("threads",), "concurrency": (2,)}),
+        Arms({"queued": (False,), "pool": ("threads",), "concurrency": (UP_TO_CORES,)}, in_quick=False),
     ),
     claims=(
         Claim(

@@ -7,8 +7,11 @@ from producer.payloads import EachJob, Upstream
 experiment = Experiment(
     name="io-fanout",
     question="Which pool carries many jobs that wait for a slow service, and what does a slot of it weigh?",
-    base=Setup(job="fetch", args={"url": Upstream(mean_ms=50), "key": EachJob()}, pacer=Constant(rate_hz=100, duration_s=6)),
+    base=Setup(
+        job="fetch", args={"url": Upstream(mean_ms=50), "key": EachJob()}, pacer=Constant(rate_hz=100, duration_s=2.5)
+    ),
     quick={"pacer": Constant(rate_hz=100, duration_s=1.2)},
+    quick_repeats=3,
     arms=(
         Arms({"pool": ("prefork",), "concurrency": (2,)}),
         Arms({"pool": ("threads", "eventlet", "gevent"), "concurrency": (50,)}),
@@ -16,7 +19,7 @@ experiment = Experiment(
     claims=(
         Claim(
             id="io-fanout/threads",
-            says="At 100 jobs a second of 50 ms each, 50 threads keep the median latency under a tenth of prefork's with 2.",
+            says="At 100 jobs/s of 50 ms each, 50 threads keep the median latency under a tenth of prefork's with 2.",
             measure=Ratio(
                 "latency_p50_s", of={"pool": "threads", "concurrency": 50}, to={"pool": "prefork", "concurrency": 2}
             ),
@@ -37,7 +40,9 @@ experiment = Experiment(
         Claim(
             id="io-fanout/gevent",
             says="At the same load, gevent with 50 slots keeps the median latency under a tenth of prefork's with 2.",
-            measure=Ratio("latency_p50_s", of={"pool": "gevent", "concurrency": 50}, to={"pool": "prefork", "concurrency": 2}),
+            measure=Ratio(
+                "latency_p50_s", of={"pool": "gevent", "concurrency": 50}, to={"pool": "prefork", "concurrency": 2}
+            ),
             at_most=0.1,
             why="A greenlet that waits for a socket lets the others run.",
             advice="Use gevent for many jobs that wait and compute little; one that computes stops all the others.",
@@ -46,7 +51,9 @@ experiment = Experiment(
             id="io-fanout/memory",
             says="A slot of the threads pool weighs less than a tenth of a prefork slot.",
             measure=Ratio(
-                "pss_bytes_per_slot", of={"pool": "threads", "concurrency": 50}, to={"pool": "prefork", "concurrency": 2}
+                "pss_bytes_per_slot",
+                of={"pool": "threads", "concurrency": 50},
+                to={"pool": "prefork", "concurrency": 2},
             ),
             at_most=0.1,
             why="A thread adds a stack; a process adds an interpreter, though pages that nobody writes are shared.",

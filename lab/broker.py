@@ -79,7 +79,7 @@ def own_server(children: Children, *, persist: bool = False) -> Iterator[Broker]
         config = home / "server.conf"
         config.touch(mode=0o600)
         config.write_text(
-            f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {home}\nsave \"\"\n"
+            f'bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {home}\nsave ""\n'
             f"appendonly {'yes' if persist else 'no'}\nmaxmemory-policy noeviction\ndaemonize no\n"
         )
         log = home / "server.log"
@@ -128,7 +128,9 @@ def users_broker(url: str, *, force: bool = False) -> Broker:
         raise BadInput(f"the broker at {broker.shown} refuses the user or password; check the URL") from None
     except (redis.RedisError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(f"no broker answers at {broker.shown} ({reason}); is it up?  docker compose up -d redis") from None
+        raise BadInput(
+            f"no broker answers at {broker.shown} ({reason}); is it up?  docker compose up -d redis"
+        ) from None
     if foreign is not None and not force:
         raise BadInput(
             f"database {broker.shown} holds keys that are not Sidestep's (such as {foreign[:60]!r}); "

@@ -26,7 +26,7 @@ def late_producer(run: Run) -> Iterator[str]:
         # All jobs are due at once, so lag is only how long the feeding took.
         if lag > MAX_FEED_SHARE * run.resources.wall_s:
             yield (
-                f"{setup.label}: feeding the queue took {lag:.2f} s of the {run.resources.wall_s:.2f} s run, so the workers "
+                f"{setup.label}: feeding the queue took {lag:.2f} s of the {run.resources.wall_s:.2f} s run: workers "
                 "may have waited for the producer: make the jobs longer, or give the producer its own core"
             )
         return
@@ -49,7 +49,7 @@ def incomplete_ledger(run: Run) -> Iterator[str]:
             "run the job by hand, `sidestep worker` shows the error"
         )
     if ledger.duplicated:
-        yield f"{label}: {ledger.duplicated} jobs ran more than once: raise the visibility timeout above the longest job"
+        yield f"{label}: {ledger.duplicated} jobs ran twice or more: the visibility timeout must exceed the longest job"
 
 
 def noisy_machine(run: Run) -> Iterator[str]:
@@ -79,8 +79,8 @@ def impossible_times(run: Run) -> Iterator[str]:
     )
     if backwards:
         yield (
-            f"{run.trial.setup.label}: {backwards} jobs have times that run backwards: the clocks of producer and worker "
-            "differ; run both in one boot of one machine"
+            f"{run.trial.setup.label}: {backwards} jobs have times that run back: the clocks of producer and worker"
+            " differ; run both in one boot of one machine"
         )
 
 

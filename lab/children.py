@@ -43,7 +43,12 @@ class Children:
         )
 
     def start(
-        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, python_path: Path | None = None, **popen: Any
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        python_path: Path | None = None,
+        **popen: Any,
     ) -> subprocess.Popen[Any]:
         """Start a command in a session of its own, so that the terminal's Ctrl-C reaches only the lab."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SIDESTEP_", "CELERY_"))}

@@ -19,7 +19,19 @@ from lab.children import ROOT
 from tasks.calibrate import units_per_ms
 from tasks.timeline import boot_id, gil_enabled
 
-PACKAGES = ("celery", "kombu", "billiard", "redis", "hiredis", "eventlet", "gevent", "greenlet", "msgpack", "numpy", "psutil")
+PACKAGES = (
+    "celery",
+    "kombu",
+    "billiard",
+    "redis",
+    "hiredis",
+    "eventlet",
+    "gevent",
+    "greenlet",
+    "msgpack",
+    "numpy",
+    "psutil",
+)
 SAME_MACHINE = ("cpu", "cores", "memory_bytes", "kernel", "architecture")
 """Two suites compare only when these agree."""
 NOISE_TRIES = 40
@@ -39,7 +51,10 @@ def cgroup_cores() -> float | None:
         words = _read(path).split()
         if len(words) == 2 and words[0] != "max":
             return int(words[0]) / int(words[1])
-    quota, period = _read(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")), _read(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
+    quota, period = (
+        _read(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")),
+        _read(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")),
+    )
     if quota and period and int(quota) > 0:
         return int(quota) / int(period)
     return None
@@ -89,7 +104,7 @@ def own_version() -> str:
 
 
 def noise_floor() -> float:
-    """How much the same work varies here now: the interquartile range over the median, of many short jobs' wall time."""
+    """How much the same work varies here now: interquartile range over median of many short jobs' wall time."""
     job = tasks.jobs.JOBS["spin"]
     loops = round(units_per_ms("spin") * NOISE_JOB_MS)
     times = []

@@ -15,7 +15,7 @@ import time
 
 import psutil
 
-TOKEN_VAR = "SIDESTEP_SESSION"
+TOKEN_VAR = "SIDESTEP_SESSION"  # noqa: S105  the name of a variable, not a secret
 PATIENCE_S = 5.0
 
 
@@ -30,7 +30,7 @@ def carriers(token: str) -> list[psutil.Process]:
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether the process still does anything: an orphan is a zombie until process 1 reaps it, which can take seconds."""
+    """Whether the process still does anything: a zombie only waits to be collected, which can take seconds."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:

@@ -36,10 +36,14 @@ class Interpreter:
 def ask(path: str) -> Interpreter:
     """What the interpreter at `path` is. Raises BadInput when it is none, or too old for the jobs."""
     try:
-        answer = subprocess.run([path, "-c", ASK], capture_output=True, text=True, timeout=30, check=True, stdin=subprocess.DEVNULL)
+        answer = subprocess.run(
+            [path, "-c", ASK], capture_output=True, text=True, timeout=30, check=True, stdin=subprocess.DEVNULL
+        )
         facts = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
-        raise BadInput(f"{path} is not a Python interpreter that runs; give the path of one, such as /usr/bin/python3.13") from None
+        raise BadInput(
+            f"{path} is not a Python interpreter that runs; give the path of one, such as /usr/bin/python3.13"
+        ) from None
     if not facts["ok"]:
         raise BadInput(f"{path} is Python {facts['version']}; 3.11 or newer is needed")
     return Interpreter(path, facts["version"] + ("t" if facts["free_threaded"] else ""))
@@ -58,7 +62,11 @@ def with_celery(path: str, *, pools: Iterable[str], say: Callable[[str], None] =
     """
     interpreter = ask(path)
     needed = [f"{name}=={importlib.metadata.version(name)}" for name in ALWAYS if _installed(name)]
-    needed += [f"{need}=={importlib.metadata.version(need)}" for p in sorted(set(pools)) if p in POOLS and (need := POOLS[p].needs)]
+    needed += [
+        f"{need}=={importlib.metadata.version(need)}"
+        for p in sorted(set(pools))
+        if p in POOLS and (need := POOLS[p].needs)
+    ]
     key = hashlib.sha256("\n".join([os.path.realpath(path), interpreter.version, *needed]).encode()).hexdigest()[:16]
     home = cache_home() / "envs" / f"python{interpreter.version}-{key}"
     python = home / "bin" / "python"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -276,13 +277,15 @@ class Arms:
     """Setups spelled as axes: every combination of `vary` on top of the experiment's base."""
 
     vary: Mapping[str, Sequence[object]]
+    in_quick: bool = True
+    """Whether `--quick` keeps them: not those that no claim needs."""
 
     def setups(self, base: Setup, cores: int) -> list[Setup]:
-        """All combinations; an axis that holds UP_TO_CORES becomes 1, 2, 4 … cores."""
+        """All combinations; an axis that holds UP_TO_CORES becomes `up_to(cores)`."""
         setups = [base]
         for name, values in self.vary.items():
             spread = [v for value in values for v in (up_to(cores) if value is UP_TO_CORES else (value,))]
-            setups = [replace(s, **{name: value}) for s in setups for value in spread]
+            setups = [replace(s, **cast("dict[str, Any]", {name: value})) for s in setups for value in spread]
         return setups
 
 
@@ -295,11 +298,8 @@ UP_TO_CORES = _UpToCores()
 
 
 def up_to(cores: int) -> tuple[int, ...]:
-    """1, 2, 4 … and the number of cores itself; always at least 1 and 2."""
-    doublings = [1, 2]
-    while doublings[-1] * 2 <= cores:
-        doublings.append(doublings[-1] * 2)
-    return tuple(sorted({*doublings, max(cores, 2)}))
+    """1, 2, the number of cores, and one point between; at most four, or a large machine is measured all day."""
+    return tuple(sorted({1, 2, max(2, round(math.sqrt(2 * cores))), max(2, cores)}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,12 +314,13 @@ class Experiment:
     repeats: int = 5
     quick: Mapping[str, Any] = field(default_factory=dict)
     """What `--quick` changes in every setup."""
-    quick_repeats: int = 3
+    quick_repeats: int = 4
 
     def setups(self, *, cores: int, quick: bool = False) -> list[Setup]:
         """Every setup once, in the order they were declared."""
         base = replace(self.base, **self.quick) if quick else self.base
-        return list(dict.fromkeys(_hashable(s) for arms in self.arms for s in arms.setups(base, cores)))
+        chosen = [arms for arms in self.arms if arms.in_quick or not quick]
+        return list(dict.fromkeys(_hashable(s) for arms in chosen for s in arms.setups(base, cores)))
 
 
 def _hashable(setup: Setup) -> Setup:

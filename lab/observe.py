@@ -48,7 +48,7 @@ class Tapes:
         """Every mark of the trial so far, with a column `worker` beside: the tape's number."""
         parts = []
         for number, path in enumerate(sorted(self.directory.glob("*.tape"))):
-            marks = np.memmap(path, dtype=MARKS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
+            marks: NDArray[Any] = np.memmap(path, dtype=MARKS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
             # A mark is begun before it is ended, and one after the other: the first without a start ends the tape.
             used = int(np.argmin(marks["started_ns"] != 0)) if marks["started_ns"][-1] == 0 else CAPACITY
             own = np.array(marks[:used][marks["nonce"][:used] == nonce])
@@ -70,7 +70,9 @@ class Tapes:
             with path.open("rb") as file:
                 header = json.loads(file.read(HEADER_BYTES).rstrip(b"\0"))
             if header["schema"] != SCHEMA:
-                raise LabError(f"marks of format {header['schema']}, expected {SCHEMA}: worker and lab differ; update both")
+                raise LabError(
+                    f"marks of format {header['schema']}, expected {SCHEMA}: worker and lab differ; update both"
+                )
             if header["boot_id"] != boot_id():
                 raise LabError("marks come from another boot or machine, whose clock cannot be compared with this one")
             headers.append(header)
@@ -89,8 +91,8 @@ class Progress:
         """When each job that has ended did so, in ns of CLOCK_MONOTONIC, in the order they were noticed."""
         for path in self._tapes.directory.glob("*.tape"):
             if path not in self._open and path.stat().st_size:
-                marks = np.memmap(path, dtype=MARKS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
-                self._open[path] = (marks, 0)
+                fresh = np.memmap(path, dtype=MARKS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
+                self._open[path] = (fresh, 0)
         for path, (marks, seen) in self._open.items():
             self._open[path] = (marks, self._read(marks, seen))
         return self._ended
@@ -110,9 +112,7 @@ class Progress:
 WINDOW = 4096  # marks looked at in one go: more than end between two looks
 
 
-def observe(
-    sent: Sequence[Sent], marks: NDArray[Any], *, expected: Callable[[int], int]
-) -> tuple[Samples, Ledger]:
+def observe(sent: Sequence[Sent], marks: NDArray[Any], *, expected: Callable[[int], int]) -> tuple[Samples, Ledger]:
     """One sample a job that ended, in order of numbers, and the ledger over all that were sent.
 
     `expected` gives the checksum that the job of a number must return. A job with several marks counts once as done or
@@ -124,7 +124,9 @@ def observe(
     order = np.lexsort((ended["ended_ns"], ended["seq"]))
     ended = ended[order]
     numbers, first, times = np.unique(ended["seq"].astype(np.int64), return_index=True, return_counts=True)
-    right = np.array([mark["flags"] & DONE and mark["checksum"] == expected(int(mark["seq"])) for mark in ended], dtype=bool)
+    right = np.array(
+        [mark["flags"] & DONE and mark["checksum"] == expected(int(mark["seq"])) for mark in ended], dtype=bool
+    )
     returned = (ended["flags"] & DONE) != 0
     every_time_right = np.logical_and.reduceat(right, first) if len(first) else np.zeros(0, bool)
     ever_wrong = np.logical_or.reduceat(returned & ~right, first) if len(first) else np.zeros(0, bool)

@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lab.arenas.celery_worker import CeleryWorkers
 from lab.arenas.executor import ExecutorProgram
 from lab.broker import PREFIX, remove_keys
 from lab.checks import faults
-from lab.model import Ledger, LabError, Resources, Run, Samples, Setup, Trial
+from lab.model import LabError, Ledger, Resources, Run, Samples, Setup, Trial
 from lab.observe import Progress, Tapes, job_id, observe
 from lab.plan import expected_s
 from lab.session import Session
@@ -86,7 +86,9 @@ class Runner:
         )
         queue = _Queue(session.client, settings)
         app = make_app(settings)
-        arena = CeleryWorkers(session.children, setup, python=session.python(setup), settings=settings, directory=directory)
+        arena = CeleryWorkers(
+            session.children, setup, python=session.python(setup), settings=settings, directory=directory
+        )
         try:
             self._warm_up(setup, load, app, settings, queue, arena)
             sender = Sender(
@@ -197,7 +199,9 @@ class Runner:
             deadline = time.monotonic() + PATIENCE_S
             while queue.held() and arena.alive():
                 if time.monotonic() > deadline:
-                    raise LabError(f"{setup.label}: the worker did not finish {count} {name!r} jobs to warm up; is it stuck?")
+                    raise LabError(
+                        f"{setup.label}: the worker did not finish {count} {name!r} jobs to warm up; is it stuck?"
+                    )
                 time.sleep(LOOK_S)
 
     def _ends(self, progress: Progress, start_ns: int, arena: Arena, trial: Trial) -> Iterator[float]:
@@ -211,9 +215,7 @@ class Runner:
                 time.sleep(CLOSED_LOOK_S)
             given = len(ended)
 
-    def _drain(
-        self, trial: Trial, progress: Progress, queue: _Queue, arena: Arena, issued: int
-    ) -> int | None:
+    def _drain(self, trial: Trial, progress: Progress, queue: _Queue, arena: Arena, issued: int) -> int | None:
         """Wait until every job has ended and is acknowledged, or there is no more hope.
 
         Returns the moment when the broker held nothing, in ns of CLOCK_MONOTONIC, if the setup watches the broker.
@@ -282,14 +284,3 @@ class _Queue:
 
 def _limit_s(trial: Trial, cores: int) -> float:
     return PATIENCE * expected_s(trial, cores=cores) + PATIENCE_S
-
-
-def run_all(
-    runner: Runner, trials: Sequence[Trial], *, done: Sequence[Run] = (), started: Callable[[Trial], None] = lambda _: None
-) -> Iterator[Run]:
-    """Run the trials in order, yielding each run as it ends; those already among `done` are left out."""
-    finished = {(run.trial.experiment, run.trial.setup, run.trial.repeat) for run in done}
-    for trial in trials:
-        if (trial.experiment, trial.setup, trial.repeat) not in finished:
-            started(trial)
-            yield runner.run(trial)

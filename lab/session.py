@@ -74,13 +74,17 @@ class Session:
         return {job: units for (_, job), units in self._units_per_ms.items()}
 
     def _calibrate(self, python: str, job: str) -> float:
-        child = self.children.start([python, "-m", "tasks.calibrate", job], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        child = self.children.start(
+            [python, "-m", "tasks.calibrate", job], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         try:
             out, err = child.communicate(timeout=CALIBRATION_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-            raise LabError(f"calibrating {job!r} took more than {CALIBRATION_TIMEOUT_S} s; is the machine overloaded?") from None
+            raise LabError(
+                f"calibrating {job!r} took more than {CALIBRATION_TIMEOUT_S} s; is the machine overloaded?"
+            ) from None
         if child.returncode:
             words = err.decode("utf-8", "replace").strip().splitlines()
             raise LabError(f"cannot calibrate {job!r} with {python}: {words[-1] if words else 'it said nothing'}")

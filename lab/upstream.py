@@ -36,7 +36,9 @@ async def serve(*, host: str, port: int, mean_ms: float, seed: int) -> None:
                 status, body = "200 OK", key.encode()
             else:
                 status, body = "400 Bad Request", b"ask with GET /?key=..."
-            writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+            writer.write(
+                f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+            )
             await writer.drain()
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, ValueError):
             pass  # a client that went away or spoke nonsense gets no answer, and the others do not notice

@@ -75,7 +75,13 @@ class Sender:
     """
 
     def __init__(
-        self, app: Any, *, task_name: str, queue: str, args_of: Callable[[int], dict[str, Any]], id_of: Callable[[int], str]
+        self,
+        app: Any,
+        *,
+        task_name: str,
+        queue: str,
+        args_of: Callable[[int], dict[str, Any]],
+        id_of: Callable[[int], str],
     ) -> None:
         self._app, self._task_name, self._queue = app, task_name, queue
         self._args_of, self._id_of = args_of, id_of
@@ -87,7 +93,9 @@ class Sender:
         amqp = self._app.amqp
         with self._producer.batch(max_size=max(len(seqs), 1)):
             for seq in seqs:
-                message = amqp.as_task_v2(self._id_of(seq), self._task_name, kwargs=self._args_of(seq), ignore_result=True)
+                message = amqp.as_task_v2(
+                    self._id_of(seq), self._task_name, kwargs=self._args_of(seq), ignore_result=True
+                )
                 amqp.send_task_message(self._producer, self._task_name, message, queue=self._queue, retry=False)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What every worker imports: the jobs, the one Celery app, and the marks it leaves. Lean: no analysis, no statistics."""
+"""What every worker imports: the jobs, the one Celery app, and the marks it leaves. No analysis, no statistics."""
 
 from typing import Any
 

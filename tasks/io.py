@@ -53,7 +53,7 @@ def _redis() -> Any:
     return client
 
 
-@job(Nature.WAITS, expect=lambda key: str(key))
+@job(Nature.WAITS, expect=str)
 def ask(key: int) -> str:
     """Make one real round trip to Redis, which repeats the key."""
     return bytes(_redis().echo(str(key))).decode()
@@ -63,7 +63,7 @@ def ask(key: int) -> str:
 def mixed(loops: int, io_ms: float) -> int:
     """Compute, wait `io_ms` milliseconds, compute again: half of the loops on each side of the wait."""
     first = loops // 2
-    total = spin(first)
+    total: int = spin(first)
     time.sleep(io_ms / 1000)
     for i in range(first, loops):
         total += i

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-# eventlet warns of itself when celery/__init__.py imports it; what it says is said in `legacy` below, so the raw warning
-# is not shown as well. In PYTHONWARNINGS' form; the message starts with a line break, which that form cannot match.
+# eventlet warns of itself when celery/__init__.py imports it; what it says is said in `legacy` below, so the raw
+# warning is not shown as well. In PYTHONWARNINGS' form, which cannot match the message: that
+# starts with a line break.
 EVENTLET_WARNING_FILTER = "ignore::Warning:celery"
 
 

@@ -35,11 +35,11 @@ class _Serial(Executor):
 
 EXECUTORS: dict[str, Callable[[int], Executor]] = {
     "serial": lambda workers: _Serial(),  # noqa: ARG005  a loop has one slot, whatever is asked
-    "threads": lambda workers: concurrent.futures.ThreadPoolExecutor(workers),
-    "processes": lambda workers: concurrent.futures.ProcessPoolExecutor(workers),
+    "threads": concurrent.futures.ThreadPoolExecutor,
+    "processes": concurrent.futures.ProcessPoolExecutor,
 }
 if hasattr(concurrent.futures, "InterpreterPoolExecutor"):  # Python 3.14 and later
-    EXECUTORS["interpreters"] = lambda workers: concurrent.futures.InterpreterPoolExecutor(workers)  # type: ignore[attr-defined,unused-ignore]
+    EXECUTORS["interpreters"] = concurrent.futures.InterpreterPoolExecutor  # type: ignore[attr-defined,unused-ignore]
 
 _tapes: dict[str, Tape] = {}
 

@@ -37,7 +37,9 @@ class CeleryWorkers:
         self.about: dict[str, Any] = {}
         begun = time.monotonic()
         try:
-            pending = [self._start(children, setup, python, settings, directory, extra, node) for node in range(setup.nodes)]
+            pending = [
+                self._start(children, setup, python, settings, directory, extra, node) for node in range(setup.nodes)
+            ]
             for fd, worker, log in pending:
                 try:
                     self.about = await_ready(fd, worker, log, f"worker {setup.label!r}")

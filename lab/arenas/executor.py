@@ -37,7 +37,11 @@ class ExecutorProgram:
         begun = time.monotonic()
         with self._log.open("wb") as errors:
             self._program = children.start(
-                [python, "-m", "tasks.standalone"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0
+                [python, "-m", "tasks.standalone"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                bufsize=0,
             )
         order = {
             "job": setup.job,
@@ -70,7 +74,9 @@ class ExecutorProgram:
         while not buffered.endswith(b"\n"):
             piece = out.read(1 << 16)
             if not piece:
-                raise LabError(f"{self._label!r} ended in the middle of its jobs; its last words: {last_words(self._log)}")
+                raise LabError(
+                    f"{self._label!r} ended in the middle of its jobs; its last words: {last_words(self._log)}"
+                )
             buffered += piece
         answer = json.loads(buffered)
         return int(answer["start_ns"]), [int(ns) for ns in answer["sent_ns"]]
@@ -82,7 +88,9 @@ class ExecutorProgram:
             while text:  # unbuffered writes may be partial
                 text = text[self._program.stdin.write(text) or 0 :]
         except BrokenPipeError:
-            raise LabError(f"{self._label!r} ended before it was ready; its last words: {last_words(self._log)}") from None
+            raise LabError(
+                f"{self._label!r} ended before it was ready; its last words: {last_words(self._log)}"
+            ) from None
 
     def processes(self) -> list[psutil.Process]:
         """The program and its children."""

@@ -1,0 +1,541 @@
+"""The command line: verbs become calls. The only file of the lab that prints and exits."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import signal
+import sys
+import webbrowser
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import redis
+from kombu.exceptions import KombuError, OperationalError
+from rich.console import Console
+from rich.table import Table
+
+from lab import doctor as doctors
+from lab import environment
+from lab.broker import shown, users_broker
+from lab.children import ROOT
+from lab.compare import compare
+from lab.measure import Order, Step, machine_difference, measure
+from lab.model import BadInput, Claim, Estimate, Experiment, Finding, LabError, Suite, Verdict
+from lab.plan import expected_s
+from lab.progress import TrialProgress, spell
+from lab.report.page import page
+from lab.report.text import figure, report, verdicts
+from lab.store import FILE, load
+from lab.verdict import judge_all
+from tasks.pools import EVENTLET_WARNING_FILTER, POOLS
+
+SCHEMA = 1
+"""Of every object that --json prints."""
+DONE, BROKEN, COULD_NOT, INVALID, INTERRUPTED = 0, 1, 2, 3, 130
+MAX_REPEATS = 1000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The experiments there are, and the three of the tour."""
+
+    experiments: Mapping[str, Experiment]
+    tour: tuple[str, ...]
+
+    def find(self, names: Sequence[str]) -> tuple[Experiment, ...]:
+        """Experiments by name, each once. Raises BadInput with the nearest match for a name that is none."""
+        for name in names:
+            if name not in self.experiments:
+                raise BadInput(
+                    f"there is no experiment {name!r}{nearest(name, self.experiments)}; `sidestep list` names all"
+                )
+        return tuple(self.experiments[name] for name in dict.fromkeys(names))
+
+    def claim(self, claim_id: str) -> tuple[Experiment, Claim]:
+        """A claim by its id. Raises BadInput with the nearest match."""
+        claims = {claim.id: (e, claim) for e in self.experiments.values() for claim in e.claims}
+        if claim_id not in claims:
+            raise BadInput(f"there is no claim {claim_id!r}{nearest(claim_id, claims)}; `sidestep list` names all")
+        return claims[claim_id]
+
+
+def nearest(word: str, words: Mapping[str, object]) -> str:
+    """`; did you mean 'x'?`, or nothing when nothing is near."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class Verbs(click.Group):
+    """Commands that name their nearest match when a word is none of them."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with a hint."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise BadInput(
+                f"there is no command {args[0]!r}{nearest(args[0], self.commands)}; `sidestep --help` names all"
+            )
+        return super().resolve_command(ctx, args)
+
+
+def as_json(function: Any) -> Any:
+    """Add --json."""
+    return click.option("--json", "want_json", is_flag=True, help="One JSON object on stdout; all else on stderr.")(
+        function
+    )
+
+
+def measuring(function: Any) -> Any:
+    """Add the options of everything that measures."""
+    for option in reversed(
+        (
+            click.option("--quick", is_flag=True, help="Few repeats of short runs: wide intervals."),
+            click.option(
+                "--repeats",
+                type=click.IntRange(2, MAX_REPEATS),
+                help="Repeats of every setup [default: each experiment's own].",
+            ),
+            click.option("--seed", type=int, default=0, show_default=True, help="Of the order of trials."),
+            click.option(
+                "--out", type=click.Path(path_type=Path), help="Folder of the suite; continues the one in it."
+            ),
+            click.option(
+                "--broker",
+                envvar="SIDESTEP_BROKER",
+                help="URL of a Redis or Valkey [default: a private embedded server].",
+            ),
+            click.option("--force", is_flag=True, help="Use the broker's database although it holds keys of others."),
+            click.option("--python", type=click.Path(), help="Run the workers on this interpreter."),
+            click.option(
+                "--arena",
+                type=click.Choice(["local"]),
+                default="local",
+                show_default=True,
+                help="Where the workers run.",
+            ),
+            click.option("--strict", is_flag=True, help="Exit 1 when a claim is refuted."),
+        )
+    ):
+        function = option(function)
+    return as_json(function)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(environment.own_version(), prog_name="sidestep")
+def cli() -> None:
+    """Measure what the GIL, the pool and the queue cost in real Celery work.
+
+    Every option can be set in the environment, such as SIDESTEP_RUN_REPEATS=10. Exit code: 0 done, 1 a threshold was
+    broken or, with --strict, a claim refuted, 2 could not run, 3 a result is INVALID, 130 stopped by Ctrl-C.
+    """
+
+
+@cli.command()
+@measuring
+@click.option("--open", "open_it", is_flag=True, help="Show the report in a browser.")
+@click.pass_obj
+def demo(catalogue: Catalogue, /, open_it: bool, **options: Any) -> None:
+    """The tour: three experiments on real workers, then the report."""
+    _measure(catalogue, catalogue.find(catalogue.tour), "demo", open_it=open_it, **options)
+
+
+@cli.command()
+@click.argument("names", nargs=-1)
+@click.option("--all", "run_all", is_flag=True, help="Every experiment.")
+@measuring
+@click.pass_obj
+def run(catalogue: Catalogue, /, names: tuple[str, ...], run_all: bool, **options: Any) -> None:
+    """Measure the experiments NAMES and judge their claims."""
+    experiments = _chosen(catalogue, names, run_all)
+    _measure(
+        catalogue, experiments, "+".join(e.name for e in experiments) if len(experiments) < 4 else "all", **options
+    )
+
+
+def _chosen(catalogue: Catalogue, names: tuple[str, ...], every: bool) -> tuple[Experiment, ...]:
+    if every:
+        return tuple(catalogue.experiments.values())
+    if not names:
+        raise BadInput(f"name an experiment, or --all; there are: {', '.join(catalogue.experiments)}")
+    return catalogue.find(names)
+
+
+def _measure(
+    catalogue: Catalogue,
+    experiments: tuple[Experiment, ...],
+    name: str,
+    *,
+    want_json: bool,
+    strict: bool,
+    out: Path | None,
+    broker: str | None,
+    arena: str,  # noqa: ARG001  one choice so far, checked by click
+    open_it: bool = False,
+    **options: Any,
+) -> None:
+    directory = out or runs_home() / f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    order = Order(experiments=experiments, directory=directory, broker_url=broker, **options)
+    human = Console(stderr=want_json, highlight=False)
+    notes = Console(stderr=True, highlight=False)
+    if order.python:
+        order = dataclasses.replace(order, python=str(Path(order.python).absolute()))
+    suite: Suite | None = None
+    try:
+        with TrialProgress(notes) as progress:
+            for step in measure(order, say=lambda words: notes.print(words, style="dim"), idle=progress.idle):
+                suite = step.suite
+                _follow(step, progress, human)
+    except KeyboardInterrupt:
+        _interrupted(suite, order, notes)
+        raise
+    assert suite is not None  # noqa: S101  measure() always yields a first step
+    findings = judge_all(catalogue.experiments.values(), suite)
+    target = directory / "report.html"
+    target.write_text(page(suite, findings, list(catalogue.experiments.values())), encoding="utf-8")
+    for part in report(suite, findings, list(catalogue.experiments.values())):
+        human.print(part)
+    human.print(f"suite:  {directory / FILE}\nreport: {target}", soft_wrap=True)
+    if want_json:
+        _print_json({"suite": str(directory / FILE), "findings": [finding_json(f) for f in findings]})
+    if open_it:
+        webbrowser.open(target.absolute().as_uri())
+    sys.exit(exit_code(findings, strict=strict))
+
+
+def _follow(step: Step, progress: TrialProgress, human: Console) -> None:
+    if step.experiment is None:
+        progress.plan(step.expected_s)
+        human.print(f"{len(step.suite.experiments)} experiments, about {spell(step.expected_s)}")
+    elif step.trial:
+        setup = step.trial.setup
+        progress.start(f"{step.experiment.name}: {setup.label}, repeat {step.trial.repeat + 1}", step.expected_s)
+    elif step.complete:
+        for part in verdicts(judge_all([step.experiment], step.suite)):
+            human.print(part)
+    else:
+        progress.end()
+
+
+def _interrupted(suite: Suite | None, order: Order, notes: Console) -> None:
+    kept = len(suite.runs) if suite else 0
+    if kept:
+        notes.print(
+            f"stopped; {kept} trials are kept: the same command with --out {order.directory} goes on", soft_wrap=True
+        )
+    else:
+        notes.print("stopped before the first trial ended; nothing was kept")
+
+
+@cli.command()
+@click.argument("names", nargs=-1)
+@click.option("--all", "run_all", is_flag=True, help="Every experiment.")
+@click.option("--quick", is_flag=True)
+@click.option("--repeats", type=click.IntRange(2, MAX_REPEATS))
+@click.option("--seed", type=int, default=0, show_default=True)
+@as_json
+@click.pass_obj
+def plan(
+    catalogue: Catalogue,
+    names: tuple[str, ...],
+    run_all: bool,
+    quick: bool,
+    repeats: int | None,
+    seed: int,
+    want_json: bool,
+) -> None:
+    """The trials of the experiments NAMES in their order, and how long they take; runs nothing."""
+    experiments, here = _chosen(catalogue, names, run_all), environment.cores()
+    order = Order(experiments, Path(), quick=quick, repeats=repeats, seed=seed)
+    planned = [(e, *order.trials(e, cores=here)) for e in experiments]
+    rows = [
+        {"experiment": e.name, "repeat": t.repeat, "setup": t.setup.label, "job": t.setup.job, "marks": t.setup.marks}
+        for e, trials, _ in planned
+        for t in trials
+    ]
+    total_s = sum(expected_s(t, cores=here) for _, trials, _ in planned for t in trials)
+    left_out = {label: why for _, _, some in planned for label, why in some.items()}
+    if want_json:
+        _print_json({"trials": rows, "expected_s": round(total_s, 1), "left_out": left_out})
+        return
+    table = Table("experiment", "repeat", "setup", "job", box=None, pad_edge=False)
+    for row in rows:
+        marks = "" if row["marks"] else ", marks off"
+        table.add_row(
+            str(row["experiment"]), str(int(str(row["repeat"])) + 1), str(row["setup"]), f"{row['job']}{marks}"
+        )
+    out = Console(highlight=False)
+    out.print(table)
+    for label, why in left_out.items():
+        out.print(f"left out: {label}: {why}")
+    out.print(f"{len(rows)} trials on {here} cores, about {spell(total_s)}")
+
+
+@cli.command("list")
+@as_json
+@click.pass_obj
+def list_(catalogue: Catalogue, want_json: bool) -> None:
+    """Every experiment and claim, with the last verdict found under the runs folder."""
+    last = last_verdicts(catalogue)
+    if want_json:
+        listed = [
+            {
+                "name": e.name,
+                "question": e.question,
+                "claims": [{"id": c.id, "says": c.says, "verdict": last.get(c.id)} for c in e.claims],
+            }
+            for e in catalogue.experiments.values()
+        ]
+        _print_json({"experiments": listed})
+        return
+    out = Console(highlight=False)
+    for e in catalogue.experiments.values():
+        out.print(f"[bold]{e.name}[/bold]  {e.question}")
+        for c in e.claims:
+            out.print(f"  {last.get(c.id) or 'not measured':13} {c.id}")
+            out.print(f"                {c.says}")
+
+
+def last_verdicts(catalogue: Catalogue) -> dict[str, str]:
+    """The verdict of each claim in the newest readable suite that holds it."""
+    found: dict[str, str] = {}
+    for path in sorted(runs_home().glob(f"*/{FILE}"), key=lambda p: p.stat().st_mtime):
+        try:
+            findings = judge_all(catalogue.experiments.values(), load(path))
+        except LabError:
+            continue  # a damaged or newer file says nothing of a claim; `report` names what is wrong with it
+        found.update({f.claim.id: str(f.verdict) for f in findings if f.estimate})
+    return found
+
+
+@cli.command("report")
+@click.argument("suite", type=click.Path(path_type=Path))
+@click.option("--html", type=click.Path(path_type=Path), help="Write the page here.")
+@click.option("--open", "open_it", is_flag=True, help="Show the page in a browser.")
+@click.option("--strict", is_flag=True, help="Exit 1 when a claim is refuted.")
+@as_json
+@click.pass_obj
+def report_(catalogue: Catalogue, suite: Path, html: Path | None, open_it: bool, strict: bool, want_json: bool) -> None:
+    """Judge the runs in SUITE again and show the result; never measures."""
+    held = load(suite)
+    experiments = list(catalogue.experiments.values())
+    findings = judge_all(experiments, held)
+    human = Console(stderr=want_json, highlight=False)
+    for part in report(held, findings, experiments):
+        human.print(part)
+    target = html or ((suite if suite.is_dir() else suite.parent) / "report.html" if open_it else None)
+    if target:
+        try:
+            target.write_text(page(held, findings, experiments), encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"cannot write {target}: {error.strerror}; choose another place with --html") from None
+        human.print(f"report: {target}", soft_wrap=True)
+    if open_it and target:
+        webbrowser.open(target.absolute().as_uri())
+    if want_json:
+        _print_json({"suite": str(suite), "findings": [finding_json(f) for f in findings]})
+    sys.exit(exit_code(findings, strict=strict))
+
+
+@cli.command("compare")
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option("--any-machine", is_flag=True, help="Compare although the machines differ.")
+@as_json
+@click.pass_obj
+def compare_(catalogue: Catalogue, before: Path, after: Path, any_machine: bool, want_json: bool) -> None:
+    """Claims of two suites side by side, and by how much their figures differ."""
+    suites = load(before), load(after)
+    difference = machine_difference(suites[0].environment, suites[1].environment)
+    if difference and not any_machine:
+        raise BadInput(f"the machines differ ({difference}); add --any-machine to compare all the same")
+    changes = compare(catalogue.experiments.values(), *suites)
+    if not changes:
+        raise BadInput("the two suites share no claim; compare runs of the same experiment")
+    if want_json:
+        rows = [
+            {
+                "claim": c.before.claim.id,
+                "before": finding_json(c.before),
+                "after": finding_json(c.after),
+                "ratio": estimate_json(c.ratio),
+            }
+            for c in changes
+        ]
+        _print_json({"machine_difference": difference or None, "changes": rows})
+        return
+    table = Table("claim", "before", "after", "after / before, 95 %", box=None, pad_edge=False)
+    for c in changes:
+        cells = (f"{side.verdict} {figure(side.estimate)}" for side in (c.before, c.after))
+        table.add_row(c.before.claim.id, *cells, figure(c.ratio))
+    out = Console(highlight=False)
+    out.print(table)
+    if difference:
+        out.print(f"the machines differ: {difference}")
+
+
+@cli.command()
+@click.argument("claim")
+@as_json
+@click.pass_obj
+def explain(catalogue: Catalogue, claim: str, want_json: bool) -> None:
+    """What CLAIM says, why it might be so, how it is tested, and what to do about it."""
+    experiment, found = catalogue.claim(claim)
+    words = explanation(experiment, found)
+    if want_json:
+        _print_json({"claim": found.id, "experiment": experiment.name, **words})
+        return
+    out = Console(highlight=False)
+    out.print(f"[bold]{found.id}[/bold]")
+    for heading, text in words.items():
+        out.print(f"[bold]{heading}[/bold]")
+        out.print(f"  {text}")
+
+
+def explanation(experiment: Experiment, claim: Claim) -> dict[str, str]:
+    """The claim in plain words, by heading."""
+
+    def spelled(side: Mapping[str, object]) -> str:
+        return ", ".join(f"{name} {value}" for name, value in side.items())
+
+    measured = claim.measure
+    opposite = f"below {claim.at_least:g}" if claim.at_most == float("inf") else f"above {claim.at_most:g}"
+    return {
+        "claim": claim.says,
+        "why it might be so": claim.why,
+        "prediction": (
+            f"{measured.measure} where {spelled(measured.of)} is {claim.bound} times that where {spelled(measured.to)}"
+        ),
+        "method": (
+            f"Each repeat runs every setup once, in shuffled order, each in fresh processes, with "
+            f"{experiment.base.job!r} jobs; the ratio is taken inside each repeat, and its 95 % interval over {experiment.repeats} repeats "
+            f"({experiment.quick_repeats} with --quick). `sidestep plan {experiment.name}` shows the trials."
+        ),
+        "what would refute it": f"the whole interval {opposite}",
+        "needs": f"{claim.needs_cores} cores",
+        "what to do about it": claim.advice,
+    }
+
+
+@cli.command()
+@click.option("--broker", envvar="SIDESTEP_BROKER", help="Look at this broker instead of the embedded one.")
+@as_json
+@click.pass_obj
+def doctor(catalogue: Catalogue, broker: str | None, want_json: bool) -> None:
+    """Is this machine fit to measure, what is missing, and which claims cannot be tested here?"""
+    looked_at = list(doctors.examine(catalogue.experiments.values(), broker_url=broker))
+    if want_json:
+        _print_json({"diagnoses": [dataclasses.asdict(d) for d in looked_at]})
+    else:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for d in looked_at:
+            table.add_row(str(d.state), d.what, d.says)
+        Console(highlight=False).print(table)
+    if any(d.needed and d.state is doctors.State.MISSING for d in looked_at):
+        sys.exit(COULD_NOT)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
+@click.option("--marks", type=click.Path(path_type=Path), help="Folder for the marks [default: a new one under runs].")
+@click.option("--broker", envvar="SIDESTEP_BROKER", required=True)
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+def worker(marks: Path | None, broker: str, celery_options: tuple[str, ...]) -> NoReturn:
+    """A Celery worker of this app with marks on; takes every option of `celery worker`."""
+    users_broker(broker, force=True)  # one clear line now instead of endless retries later
+    folder = (marks or runs_home() / f"marks-{datetime.now().astimezone():%Y%m%d-%H%M%S}").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    environ = {**os.environ, "SIDESTEP_BROKER": broker, "SIDESTEP_TAPE_DIR": str(folder)}
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    notes = Console(stderr=True, highlight=False)
+    notes.print(f"broker {shown(broker)}, marks in {folder}", soft_wrap=True)
+    if "eventlet" in " ".join(celery_options):
+        notes.print(f"eventlet is a legacy pool: {POOLS['eventlet'].legacy}", soft_wrap=True)
+        environ["PYTHONWARNINGS"] = EVENTLET_WARNING_FILTER
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, "-m", "celery", "-A", "tasks", "worker", *celery_options], environ)  # noqa: S606  no shell
+
+
+def runs_home() -> Path:
+    """Where suites are kept: SIDESTEP_RUNS, else `runs` here."""
+    return Path(os.environ.get("SIDESTEP_RUNS") or "runs")
+
+
+def exit_code(findings: Sequence[Finding], *, strict: bool) -> int:
+    """3 when a result is INVALID, 1 when one is refuted and that matters, else 0."""
+    if any(f.verdict is Verdict.INVALID for f in findings):
+        return INVALID
+    return BROKEN if strict and any(f.verdict is Verdict.REFUTED for f in findings) else DONE
+
+
+def finding_json(finding: Finding) -> dict[str, Any]:
+    """A finding as the command line's contract spells it."""
+    return {
+        "claim": finding.claim.id,
+        "verdict": str(finding.verdict),
+        "estimate": estimate_json(finding.estimate),
+        "because": finding.because,
+    }
+
+
+def estimate_json(estimate: Estimate | None) -> dict[str, Any] | None:
+    """An estimate; an endless bound is null, since JSON has no infinity."""
+    if estimate is None:
+        return None
+    return {name: None if value == float("inf") else value for name, value in dataclasses.asdict(estimate).items()}
+
+
+def _print_json(body: Mapping[str, Any]) -> None:
+    print(json.dumps({"schema": SCHEMA, **body}, ensure_ascii=False, allow_nan=False))
+
+
+def _complain(words: str) -> None:
+    print(f"sidestep: {' '.join(words.split())}", file=sys.stderr)
+
+
+def main(experiments: Mapping[str, Experiment], *, tour: Sequence[str]) -> NoReturn:
+    """Run the command line and exit. No traceback leaves it; SIDESTEP_DEBUG=1 lets one through."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)  # as clean as Ctrl-C
+    signal.signal(signal.SIGHUP, stop)
+    try:
+        cli.main(
+            standalone_mode=False,
+            prog_name="sidestep",
+            auto_envvar_prefix="SIDESTEP",
+            obj=Catalogue(experiments, tuple(tour)),
+        )
+        sys.stdout.flush()
+        code = DONE
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    except click.exceptions.Exit as leave:
+        code = leave.exit_code
+    except click.ClickException as error:
+        _complain(error.format_message())
+        code = COULD_NOT
+    except LabError as error:
+        _complain(str(error))
+        code = COULD_NOT
+    except (redis.RedisError, OperationalError, KombuError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        _complain(f"the broker failed ({reason}); finished trials are kept: run again with the same --out")
+        code = COULD_NOT
+    except BrokenPipeError:
+        # The reader of our output has gone; say nothing to it, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
+    except Exception as error:
+        if os.environ.get("SIDESTEP_DEBUG"):
+            raise
+        _complain(f"a fault in Sidestep itself ({type(error).__name__}: {error}); SIDESTEP_DEBUG=1 shows where")
+        code = COULD_NOT
+    sys.exit(code)

@@ -1,0 +1,146 @@
+"""From experiments to a suite on disk: plans, runs, saves after every trial, resumes what was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lab import broker as brokers
+from lab.environment import SAME_MACHINE, cores, fingerprint, noise_floor
+from lab.model import BadInput, Experiment, Setup, Suite, Trial
+from lab.plan import expected_s, plan
+from lab.runner import Runner
+from lab.session import open_session
+from lab.store import FILE, SuiteFile, load
+from tasks.pools import POOLS
+from tasks.standalone import EXECUTORS
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the user wants measured, and how."""
+
+    experiments: tuple[Experiment, ...]
+    directory: Path
+    quick: bool = False
+    repeats: int | None = None
+    seed: int = 0
+    broker_url: str | None = field(default=None, repr=False)  # may hold a password
+    force: bool = False
+    python: str | None = None
+
+    def repeats_of(self, experiment: Experiment) -> int:
+        """How often each setup of the experiment runs."""
+        return self.repeats or (experiment.quick_repeats if self.quick else experiment.repeats)
+
+    def trials(self, experiment: Experiment, *, cores: int) -> tuple[list[Trial], dict[str, str]]:
+        """The trials that can run here, and for each setup that cannot, why."""
+        able: list[Setup] = []
+        left_out: dict[str, str] = {}
+        for setup in experiment.setups(cores=cores, quick=self.quick):
+            if reason := missing(setup):
+                left_out[f"{experiment.name} · {setup.label}"] = reason
+            else:
+                able.append(setup)
+        repeats = self.repeats_of(experiment)
+        return plan(experiment, able, seed=self.seed, repeats=repeats, quick=self.quick, python=self.python), left_out
+
+
+def missing(setup: Setup) -> str | None:
+    """Why the setup cannot run on this installation, or None."""
+    if setup.queued:
+        return POOLS[setup.pool].missing
+    if setup.pool not in EXECUTORS:
+        return "InterpreterPoolExecutor needs Python 3.14 or newer"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something that just happened: a trial is about to start (`trial`), or has ended and is saved in `suite`."""
+
+    experiment: Experiment | None
+    """None in the very first step, before any trial."""
+    trial: Trial | None
+    suite: Suite
+    expected_s: float = 0.0
+    """Of the trial that starts; in the first step, of all trials together."""
+    complete: bool = False
+    """The last trial of the experiment has ended."""
+
+
+def measure(order: Order, *, say: Callable[[str], None], idle: Callable[[], None] = lambda: None) -> Iterator[Step]:
+    """Run what is ordered, yielding a step at the start and end of every trial.
+
+    The suite is saved after every trial, and one that is already in the directory is continued. Raises BadInput when
+    it was measured on another machine or with other settings, and LabError when something does not come up.
+    """
+    here = cores()
+    file = SuiteFile(order.directory)
+    old = load(order.directory) if (order.directory / FILE).exists() else None
+    planned = {e.name: order.trials(e, cores=here) for e in order.experiments}
+    with open_session(order.broker_url, force=order.force, say=say) as session:
+        environment = {**fingerprint(), "noise_floor": noise_floor(), "broker": brokers.version(session.client)}
+        environment["broker_is_own"] = session.broker.pid is not None
+        if order.python:
+            environment["workers_python"] = order.python
+        suite = Suite(
+            environment=environment,
+            experiments=tuple(planned),
+            runs=(),
+            seed=order.seed,
+            repeats={e.name: order.repeats_of(e) for e in order.experiments},
+            quick=order.quick,
+            left_out={label: why for _, left_out in planned.values() for label, why in left_out.items()},
+        )
+        suite = continued(suite, old) if old else suite
+        runner = Runner(session, here, idle)
+        yield Step(
+            None, None, suite, sum(expected_s(t, cores=here) for ts, _ in planned.values() for t in pending(ts, suite))
+        )
+        for experiment in order.experiments:
+            trials = planned[experiment.name][0]
+            for trial in pending(trials, suite):
+                yield Step(experiment, trial, suite, expected_s(trial, cores=here))
+                run = runner.run(trial)
+                environment = {**suite.environment, "units_per_ms": session.calibration}
+                suite = replace(suite, runs=(*suite.runs, run), environment=environment)
+                # Saved after every trial: a crash at trial 40 must not cost the first 39.
+                file.save(suite)
+                yield Step(experiment, None, suite)
+            yield Step(experiment, None, suite, complete=True)
+
+
+def pending(trials: Sequence[Trial], suite: Suite) -> list[Trial]:
+    """The trials that the suite does not hold yet."""
+    done = {run.trial for run in suite.runs}
+    return [trial for trial in trials if trial not in done]
+
+
+def continued(new: Suite, old: Suite) -> Suite:
+    """The old suite, to be completed as the new one plans. Raises BadInput when the two do not belong together."""
+    if difference := machine_difference(new.environment, old.environment):
+        raise BadInput(f"the suite there was measured on another machine ({difference}); choose another --out")
+    if (new.seed, new.quick, new.environment.get("workers_python")) != (
+        old.seed,
+        old.quick,
+        old.environment.get("workers_python"),
+    ):
+        raise BadInput("the suite there was measured with another --seed, --quick or --python; choose another --out")
+    names = tuple(dict.fromkeys((*old.experiments, *new.experiments)))
+    return replace(
+        new,
+        experiments=names,
+        runs=old.runs,
+        repeats={**old.repeats, **new.repeats},
+        left_out={**old.left_out, **new.left_out},
+    )
+
+
+def machine_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Where two machines differ, in words; empty when they are alike."""
+    return ", ".join(
+        f"{key}: {one.get(key)} / {other.get(key)}" for key in SAME_MACHINE if one.get(key) != other.get(key)
+    )

@@ -1,0 +1,165 @@
+"""The `producer` command: load from the command line, for any worker of the app."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+import uuid
+from typing import Any, NoReturn
+
+import click
+from kombu.exceptions import KombuError, OperationalError
+
+from producer.pacers import Burst, Constant, Pacer, PacerError, Poisson
+from producer.payloads import Args, Calibrated, EachJob, fill
+from producer.publish import Sender, Sent, publish
+from tasks.calibrate import units_per_ms
+from tasks.jobs import JOBS
+from tasks.settings import Settings, SettingsError
+
+COULD_NOT, INTERRUPTED = 2, 130
+_UNITS_S = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+class Duration(click.ParamType[float]):
+    """`500ms`, `10s`, `2m` or a plain number of seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """In seconds."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|)", str(value).strip())
+        if not match:
+            self.fail(f"{value!r} is not a duration; write 500ms, 10s or 2m", param, ctx)
+        return float(match[1]) * _UNITS_S[match[2]]
+
+
+class Argument(click.ParamType["tuple[str, Any]"]):
+    """`name=value`, the value as JSON or else as text; `{seq}` stands for the job's number."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        """A name and a value."""
+        name, equals, text = str(value).partition("=")
+        if not equals or not name.isidentifier():
+            self.fail(f"{value!r} is not an argument; write name=value", param, ctx)
+        if text == "{seq}":
+            return name, EachJob()
+        try:
+            return name, json.loads(text)
+        except json.JSONDecodeError:
+            return name, text
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--job", "job_name", default="spin", show_default=True, help=f"One of: {', '.join(JOBS)}.")
+@click.option("--rate", type=float, default=10.0, show_default=True, help="Jobs a second.")
+@click.option("--for", "duration_s", type=Duration(), default="10s", show_default=True, help="How long.")
+@click.option("--shape", type=click.Choice(["constant", "poisson", "burst"]), default="constant", show_default=True)
+@click.option(
+    "--ms",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="CPU time of a job that scales.",
+)
+@click.option("--arg", "extra", type=Argument(), multiple=True, help="An argument of the job, such as io_ms=50.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--queue", default="jobs", show_default=True)
+@click.option("--broker", envvar="SIDESTEP_BROKER", default="redis://127.0.0.1:6379/0", help="URL of the broker.")
+@click.option("--json", "want_json", is_flag=True, help="One JSON object on stdout.")
+def cli(
+    job_name: str,
+    rate: float,
+    duration_s: float,
+    shape: str,
+    ms: float,
+    extra: tuple[tuple[str, Any], ...],
+    seed: int,
+    queue: str,
+    broker: str,
+    want_json: bool,
+) -> None:
+    """Send jobs on time, wait for none of them, and say how late each was sent."""
+    if job_name not in JOBS:
+        close = difflib.get_close_matches(job_name, JOBS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise click.UsageError(f"there is no job {job_name!r}{hint} There are: {', '.join(JOBS)}")
+    job = JOBS[job_name]
+    pacer: Pacer
+    if shape == "burst":
+        pacer = Burst(max(1, round(rate * duration_s)))
+    elif shape == "poisson":
+        pacer = Poisson(rate, duration_s, seed)
+    else:
+        pacer = Constant(rate, duration_s)
+    args: Args = {**({job.scales_with: Calibrated(ms)} if job.scales_with else {}), **dict(extra)}
+    units = {ms: max(1, round(ms * units_per_ms(job_name)))} if job.scales_with else {}
+    try:
+        job_args = fill(args, seq=0, units=units, url="")
+        job.expect(**job_args)
+    except (TypeError, ValueError, KeyError) as error:
+        raise click.UsageError(
+            f"job {job_name!r} does not take these arguments ({error}); set them with --arg name=value"
+        ) from None
+    sent = _send(Settings(broker=broker, queue=queue), job.task_name, args, units, pacer)
+    lags_ms = sorted((s.sent_ns - s.due_ns) / 1e6 for s in sent)
+    lag = {name: round(lags_ms[min(len(lags_ms) - 1, int(q * len(lags_ms)))], 3) for name, q in _QUANTILES.items()}
+    if want_json:
+        print(json.dumps({"schema": 1, "job": job_name, "sent": len(sent), "lag_ms": lag}))
+    else:
+        print(f"sent {len(sent)} {job_name!r} jobs; lag p50 {lag['p50']} ms, p99 {lag['p99']} ms, max {lag['max']} ms")
+
+
+_QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+
+
+def _send(settings: Settings, task_name: str, args: Args, units: dict[float, int], pacer: Pacer) -> list[Sent]:
+    from tasks.app import make_app  # noqa: PLC0415  a quarter of a second that --help need not wait for
+
+    app = make_app(settings)
+    # Fail at once where there is no broker, instead of trying for ever.
+    app.connection_for_write().ensure_connection(max_retries=1, timeout=3).release()
+    sender = Sender(
+        app,
+        task_name=task_name,
+        queue=settings.queue,
+        args_of=lambda seq: fill(args, seq=seq, units=units, url=""),
+        id_of=lambda _: str(uuid.uuid4()),
+    )
+    try:
+        return list(publish(pacer, sender))
+    finally:
+        sender.close()
+        app.close()
+
+
+def main() -> NoReturn:
+    """Run the command and exit; no traceback leaves it."""
+    code = 0
+    try:
+        cli.main(standalone_mode=False, prog_name="producer", auto_envvar_prefix="PRODUCER")
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        print("producer: stopped", file=sys.stderr)
+        code = INTERRUPTED
+    except click.ClickException as error:
+        print(f"producer: {' '.join(error.format_message().split())}", file=sys.stderr)
+        code = COULD_NOT
+    except (SettingsError, PacerError) as error:
+        print(f"producer: {error}", file=sys.stderr)
+        code = COULD_NOT
+    except (OperationalError, KombuError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(
+            f"producer: the broker does not answer ({reason}); is it up?  docker compose up -d redis", file=sys.stderr
+        )
+        code = COULD_NOT
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
