@@ -414,8 +414,8 @@ def explanation(experiment: Experiment, claim: Claim) -> dict[str, str]:
         ),
         "method": (
             f"Each repeat runs every setup once, in shuffled order, each in fresh processes, with "
-            f"{experiment.base.job!r} jobs; the ratio is taken inside each repeat, and its 95 % interval over {experiment.repeats} repeats "
-            f"({experiment.quick_repeats} with --quick). `sidestep plan {experiment.name}` shows the trials."
+            f"{experiment.base.job!r} jobs; the ratio is taken inside each repeat, and its 95 % interval over "
+            f"{experiment.repeats} repeats ({experiment.quick_repeats} with --quick). `sidestep plan {experiment.name}` shows the trials."
         ),
         "what would refute it": f"the whole interval {opposite}",
         "needs": f"{claim.needs_cores} cores",
@@ -425,11 +425,14 @@ def explanation(experiment: Experiment, claim: Claim) -> dict[str, str]:
 
 @cli.command()
 @click.option("--broker", envvar="SIDESTEP_BROKER", help="Look at this broker instead of the embedded one.")
+@click.option("--pools", is_flag=True, help="Also try on live workers what each pool lacks; takes some 20 s.")
 @as_json
 @click.pass_obj
-def doctor(catalogue: Catalogue, broker: str | None, want_json: bool) -> None:
+def doctor(catalogue: Catalogue, broker: str | None, pools: bool, want_json: bool) -> None:
     """Is this machine fit to measure, what is missing, and which claims cannot be tested here?"""
     looked_at = list(doctors.examine(catalogue.experiments.values(), broker_url=broker))
+    if pools and not any(d.needed and d.state is doctors.State.MISSING for d in looked_at):
+        looked_at += doctors.try_pools(broker)
     if want_json:
         _print_json({"diagnoses": [dataclasses.asdict(d) for d in looked_at]})
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,8 +13,10 @@ import psutil
 
 from lab import broker as brokers
 from lab import environment
+from lab.abilities import probe
 from lab.measure import missing
 from lab.model import BadInput, Experiment
+from lab.session import open_session
 from tasks.pools import POOLS
 from tasks.standalone import EXECUTORS
 from tasks.timeline import gil_enabled
@@ -131,6 +134,20 @@ def _pools() -> Iterator[Diagnosis]:
             yield Diagnosis(f"pool {pool.name}", State.MISSING, pool.missing)
         else:
             yield Diagnosis(f"pool {pool.name}", State.OK, f"legacy: {pool.legacy}" if pool.legacy else "ready")
+
+
+def try_pools(broker_url: str | None = None) -> list[Diagnosis]:
+    """What a live worker of each installed pool can and cannot do to a job that is under way."""
+    pools = [pool for pool in POOLS.values() if not pool.missing]
+    # All pools at once: these trials ask whether, not how fast.
+    with open_session(broker_url, force=True) as session, ThreadPoolExecutor(len(pools)) as executor:
+        found = list(executor.map(lambda pool: probe(session, pool), pools))
+    return [
+        Diagnosis(
+            f"tried {a.pool}", State.OK, f"lacks {', '.join(a.lacks)}" if a.lacks else "lacks nothing that was tried"
+        )
+        for a in found
+    ]
 
 
 def _executors() -> Diagnosis:

@@ -100,6 +100,8 @@ def measure(order: Order, *, say: Callable[[str], None], idle: Callable[[], None
         yield Step(
             None, None, suite, sum(expected_s(t, cores=here) for ts, _ in planned.values() for t in pending(ts, suite))
         )
+        for setup in dict.fromkeys(t.setup for trials, _ in planned.values() for t in pending(trials, suite)):
+            session.prepare(setup)
         for experiment in order.experiments:
             trials = planned[experiment.name][0]
             for trial in pending(trials, suite):

@@ -60,13 +60,18 @@ class Session:
 
         Found once per job and interpreter, in a fresh process of that interpreter.
         """
+        key = (self.python(setup), setup.job)
         wanted = [value.ms for value in setup.args.values() if isinstance(value, Calibrated)]
         if not wanted:
             return {}
-        key = (self.python(setup), setup.job)
         if key not in self._units_per_ms:
             self._units_per_ms[key] = self._calibrate(*key)
         return {ms: max(1, round(ms * self._units_per_ms[key])) for ms in wanted}
+
+    def prepare(self, setup: Setup) -> None:
+        """Find or make whatever the setup needs before its trials: an environment, a calibration, a server."""
+        self.units(setup)
+        self.url(setup)
 
     @property
     def calibration(self) -> dict[str, float]:

@@ -12,7 +12,7 @@ from celery import signals
 
 from tasks.registry import checksum
 from tasks.settings import Settings
-from tasks.timeline import Tape, cpu_ns, end, gil_enabled, now_ns
+from tasks.timeline import Tape, cpu_ns, end, gil_enabled, now_ns, python_version
 
 RECEIVED = "sidestep_received_ns"
 
@@ -26,7 +26,7 @@ def connect(settings: Settings) -> None:
     if (fd := settings.ready_fd) is not None:
 
         def ready(**_: Any) -> None:
-            about = {"pid": os.getpid(), "gil_enabled": gil_enabled(), "python": sys.version.split()[0]}
+            about = {"pid": os.getpid(), "gil_enabled": gil_enabled(), "python": python_version()}
             os.write(fd, json.dumps(about).encode() + b"\n")
 
         signals.worker_ready.connect(ready, weak=False)

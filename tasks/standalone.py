@@ -18,7 +18,7 @@ from typing import Any
 
 from tasks.jobs import JOBS
 from tasks.registry import checksum
-from tasks.timeline import Tape, cpu_ns, end, gil_enabled, now_ns
+from tasks.timeline import Tape, cpu_ns, end, gil_enabled, now_ns, python_version
 
 
 class _Serial(Executor):
@@ -80,7 +80,7 @@ def main() -> None:
         concurrent.futures.wait([executor.submit(run_one, "snooze", {"ms": 20}, i, tape_dir) for i in warm_up])
         for job_id in warm_up:
             executor.submit(run_one, name, order["args"][0], job_id, tape_dir).result()
-        print(json.dumps({"pid": os.getpid(), "gil_enabled": gil_enabled(), "python": sys.version.split()[0]}))
+        print(json.dumps({"pid": os.getpid(), "gil_enabled": gil_enabled(), "python": python_version()}))
         sys.stdout.flush()
         sys.stdin.readline()
         start_ns, sent_ns, futures = now_ns(), [], []

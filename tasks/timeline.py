@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 import sys
+import sysconfig
 import threading
 import time
 import uuid
@@ -34,6 +35,11 @@ def gil_enabled() -> bool:
     """Whether this interpreter runs one thread at a time, asked now: an import can switch the GIL back on."""
     ask = getattr(sys, "_is_gil_enabled", None)
     return True if ask is None else bool(ask())
+
+
+def python_version() -> str:
+    """Such as `3.13.5`, or `3.13.5t` for a free-threaded build."""
+    return sys.version.split()[0] + ("t" if sysconfig.get_config_var("Py_GIL_DISABLED") else "")
 
 
 def boot_id() -> str:
@@ -78,7 +84,7 @@ class Tape:
                 "pid": self._pid,
                 "host": os.uname().nodename,
                 "boot_id": boot_id(),
-                "python": sys.version.split()[0],
+                "python": python_version(),
                 "gil_enabled": gil_enabled(),
                 **self._about,
             }
