@@ -51,7 +51,7 @@ class Abilities:
 
 
 def probe(session: Session, pool: Pool) -> Abilities:
-    """Try all three on fresh workers of the pool; takes some seconds. Raises LabError when a worker does not come up."""
+    """Try all three on fresh workers of the pool; takes seconds. Raises LabError when a worker does not start."""
     time_limit, revoke = _stopped(session, pool, "limit", LIMIT_S), _stopped(session, pool, "revoke", None)
     return Abilities(pool.name, time_limit, revoke, _recycled(session, pool))
 

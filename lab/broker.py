@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -31,7 +31,7 @@ CLEAN_BATCH = 500
 class Broker:
     """A Redis or Valkey that answers."""
 
-    url: str
+    url: str = field(repr=False)
     """May hold a password: never print it, print `shown`."""
     pid: int | None
     """Of a server that we started."""

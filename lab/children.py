@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,9 @@ class Children:
             cwd="/",
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             start_new_session=True,
+            bufsize=0,
         )
+        self._naming = threading.Lock()
 
     def start(
         self,
@@ -60,11 +63,15 @@ class Children:
             **(env or {}),
         }
         try:
-            return subprocess.Popen(
+            child = subprocess.Popen(
                 list(command), env=environment, start_new_session=True, **{"cwd": str(self.path), **popen}
             )
         except OSError as error:
             raise LabError(f"cannot start {command[0]}: {error.strerror}; is it installed and executable?") from None
+        assert self._guard.stdin  # noqa: S101  it was asked for as a pipe
+        with self._naming:  # a worker of each pool may be started at once
+            self._guard.stdin.write(b"%d\n" % child.pid)
+        return child
 
     def close(self) -> None:
         """End everything; safe to call twice."""

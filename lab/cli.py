@@ -415,7 +415,8 @@ def explanation(experiment: Experiment, claim: Claim) -> dict[str, str]:
         "method": (
             f"Each repeat runs every setup once, in shuffled order, each in fresh processes, with "
             f"{experiment.base.job!r} jobs; the ratio is taken inside each repeat, and its 95 % interval over "
-            f"{experiment.repeats} repeats ({experiment.quick_repeats} with --quick). `sidestep plan {experiment.name}` shows the trials."
+            f"{experiment.repeats} repeats ({experiment.quick_repeats} with --quick). "
+            f"`sidestep plan {experiment.name}` shows the trials."
         ),
         "what would refute it": f"the whole interval {opposite}",
         "needs": f"{claim.needs_cores} cores",

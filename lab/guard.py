@@ -1,7 +1,9 @@
 """Outlives a killed lab by a moment, to end what the lab started.
 
-Run as `python -m lab.guard TOKEN DIRECTORY` with the lab's pipe as standard input. When the pipe closes, for whatever
-reason, every process that carries the token in its environment is killed and the directory removed.
+Run as `python -m lab.guard TOKEN DIRECTORY` with the lab's pipe as standard input. The lab writes the pid of each process
+it starts. When the pipe closes, for whatever reason, those processes are killed, and every other that carries the token
+in its environment, and the directory is removed. The token finds grandchildren and what the lab had no time to name;
+the pids find servers that write over their own environment, as Redis and Valkey do to show a title.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterable
 
 import psutil
 
@@ -19,9 +22,9 @@ TOKEN_VAR = "SIDESTEP_SESSION"  # noqa: S105  the name of a variable, not a secr
 PATIENCE_S = 5.0
 
 
-def carriers(token: str) -> list[psutil.Process]:
-    """Processes started with this token, and their descendants: the environment is inherited."""
-    found = []
+def carriers(token: str, named: Iterable[psutil.Process] = ()) -> list[psutil.Process]:
+    """Processes started with this token, their descendants, and those named that still run and are still the same."""
+    found = [process for process in named if process.is_running() and runs(process)]
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and process.environ().get(TOKEN_VAR) == token and runs(process):
@@ -37,10 +40,10 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-def sweep(token: str) -> None:
-    """Kill every carrier of the token, again and again until none is left or five seconds have passed."""
+def sweep(token: str, named: Iterable[psutil.Process] = ()) -> None:
+    """Kill every carrier of the token and all that are named, again and again until none is left or five seconds have passed."""
     deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline and (found := carriers(token)):
+    while time.monotonic() < deadline and (found := carriers(token, named)):
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -52,8 +55,13 @@ def main() -> None:
     token, directory = sys.argv[1:]
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the lab decides when; we only follow it
         signal.signal(ignored, signal.SIG_IGN)
-    sys.stdin.buffer.read()
-    sweep(token)
+    named = []
+    for line in sys.stdin.buffer:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            named.append(
+                psutil.Process(int(line))
+            )  # notes the start time too, so that a reused pid is not taken for it
+    sweep(token, named)
     shutil.rmtree(directory, ignore_errors=True)
 
 

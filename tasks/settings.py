@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Settings:
     """One worker's or producer's settings. Each field is also an environment variable, such as SIDESTEP_BROKER."""
 
-    broker: str = "redis://127.0.0.1:6379/0"
+    broker: str = field(default="redis://127.0.0.1:6379/0", repr=False)  # may hold a password
     """URL of the broker."""
     key_prefix: str = ""
     """Put before every key in Redis, so that runs and strangers stay apart."""
@@ -100,13 +100,13 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings:
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
-    for field in fields(Settings):
-        name = ENV_PREFIX + field.name.upper()
+    for known in fields(Settings):
+        name = ENV_PREFIX + known.name.upper()
         if not (text := environ.get(name, "")):
             continue
-        read, meant = _READERS.get(field.name, (str, "text"))
+        read, meant = _READERS.get(known.name, (str, "text"))
         try:
-            values[field.name] = read(text)
+            values[known.name] = read(text)
         except (ValueError, KeyError):
             raise SettingsError(f"environment variable {name} must be {meant}, not {text!r}") from None
     return Settings(**values)

@@ -1,0 +1,81 @@
+"""What a reader must know before believing a suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from lab.model import Experiment, Finding, Run, Suite, Verdict
+from lab.report.groups import groups
+from lab.report.units import plural, repeats
+
+
+def runs_of(suite: Suite, experiment: str) -> list[Run]:
+    """The runs of one experiment."""
+    return [run for run in suite.runs if run.trial.experiment == experiment]
+
+
+def findings_of(findings: Iterable[Finding], experiment: Experiment | None) -> list[Finding]:
+    """The findings of one experiment's claims."""
+    claims = experiment.claims if experiment else ()
+    return [finding for finding in findings if finding.claim in claims]
+
+
+def shown(suite: Suite, experiments: Iterable[Experiment]) -> list[tuple[str, Experiment | None]]:
+    """Every experiment the suite was run for, in its order; None for one that this Sidestep does not know."""
+    known = {experiment.name: experiment for experiment in experiments}
+    names = dict.fromkeys([*suite.experiments, *(run.trial.experiment for run in suite.runs)])
+    return [(name, known.get(name)) for name in names]
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """How many claims have which verdict."""
+    counts = [f"{sum(f.verdict is verdict for f in findings)} {verdict.value}" for verdict in Verdict]
+    return f"{plural(len(findings), 'claim')}: {', '.join(counts)}." if findings else "No claim was tested."
+
+
+def caveats(suite: Suite, experiments: Iterable[Experiment]) -> Iterator[str]:
+    """One sentence for each."""
+    if suite.quick:
+        yield "quick: few repeats, wide intervals. Good for a look, not for a decision."
+    if not suite.runs:
+        yield "no runs: nothing was measured in this suite."
+        return
+    for name, experiment in shown(suite, experiments):
+        yield from _interrupted(suite, name, experiment)
+    if suite.left_out:
+        yield f"{plural(len(suite.left_out), 'setup')} could not run here; they are listed under “Left out”."
+    faulty = sum(bool(run.faults) for run in suite.runs)
+    if faulty:
+        yield f"{faulty} of {plural(len(suite.runs), 'run')} had faults; claims that use them are invalid."
+
+
+def _interrupted(suite: Suite, name: str, experiment: Experiment | None) -> Iterator[str]:
+    promised = suite.repeats.get(name, 0)
+    measured = groups(runs_of(suite, name))
+    if not measured:
+        yield f"interrupted: {name} has no runs; {repeats(promised)} were planned."
+        return
+    counts = [len(group.runs) for group in measured]
+    short = sum(count < promised for count in counts)
+    if short:
+        has = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        yield (
+            f"interrupted: {name} has {has} of {repeats(promised)} "
+            f"({short} of {plural(len(counts), 'setup')} fell short); intervals are wider than planned."
+        )
+    if experiment is None:
+        yield f"{name} is not an experiment of this Sidestep: its runs are shown, but no claim is judged."
+        return
+    declared = len(experiment.setups(cores=int(suite.environment.get("cores", 1)), quick=suite.quick))
+    missing = declared - len(measured) - sum(key.startswith(f"{name} · ") for key in suite.left_out)
+    if missing > 0:
+        yield f"{name}: {plural(missing, 'declared setup')} of {declared} has no run in this suite."
+
+
+def faults(suite: Suite) -> dict[str, list[Run]]:
+    """Every fault in words, with the runs that have it."""
+    found: dict[str, list[Run]] = {}
+    for run in suite.runs:
+        for fault in run.faults:
+            found.setdefault(fault.says, []).append(run)
+    return found

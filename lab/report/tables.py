@@ -1,0 +1,299 @@
+"""The evidence as tables, computed once for terminal and page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lab.model import Ledger, Run, Seconds
+from lab.report.groups import Group, rate_hz
+from lab.report.loads import offered_hz
+from lab.report.speedup import busy_share, computing_s, service_s, speedups, stalled_s
+from lab.report.units import MIB, NONE, number, spread, sure
+from lab.stats import pss_bytes_per_slot, quantile, worker_cpu_s_per_job
+from producer.pacers import Burst, Closed
+from tasks.pools import POOLS
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A heading, with its unit."""
+
+    name: str
+    unit: str = ""
+    only_wide: bool = False
+    """Left out where there are 80 columns of text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of cells that are ready to be shown; the first cell names its row."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+SETUP = Column("setup")
+MS = 1e3
+KEEPS_UP = 0.95
+"""Below this share of the offered rate the queue grew: the last job of an open load always ends a little late."""
+
+
+def throughput(groups: Sequence[Group]) -> Table:
+    """How many jobs a second."""
+    rows = tuple((g.label, sure(g.estimate(rate_hz)), str(len(g.values(rate_hz)))) for g in groups)
+    columns = (SETUP, Column("throughput", "jobs/s [95 %]"), Column("n", "repeats"))
+    return Table("Throughput", columns, rows, tuple(_throughput_notes(groups)))
+
+
+def _throughput_notes(groups: Sequence[Group]) -> list[str]:
+    notes = ["Geometric mean over n repeats, each in fresh processes; in brackets the 95 % interval."]
+    offered = sorted({rate for g in groups if (rate := offered_hz(g.setup.pacer))})
+    if offered:
+        rates = ", ".join(number(rate) for rate in offered)
+        notes.append(f"The load offers {rates} jobs/s and the last jobs end after it: no setup can exceed that rate.")
+    if any(g.setup.watch_broker for g in groups):
+        notes.append("Timed at the broker: from the first job due until nothing was queued or unacknowledged.")
+    return notes
+
+
+QUANTILES = ((0.5, "p50", False), (0.9, "p90", True), (0.99, "p99", False), (0.999, "p99.9", True))
+
+
+def permits(n: int, q: float) -> bool:
+    """Whether n values are enough for the quantile to be anything but the largest of them."""
+    return n * (1 - q) >= 1 - 1e-9
+
+
+def latency(groups: Sequence[Group]) -> Table | None:
+    """How long from due to ended, over all repeats' jobs; None where no job was seen."""
+    seen = [g for g in groups if g.jobs]
+    if not seen:
+        return None
+    columns = (
+        SETUP,
+        *(Column(name, "ms", only_wide=wide) for _, name, wide in QUANTILES),
+        Column("max", "ms"),
+        Column("p50 by repeat", "ms", only_wide=True),
+        Column("producer lag p99", "ms"),
+        Column("n", "jobs"),
+    )
+    return Table(
+        "Latency, from due to ended", columns, tuple(_latency_row(g) for g in groups), tuple(_latency_notes(seen))
+    )
+
+
+def _latency_row(group: Group) -> tuple[str, ...]:
+    latency_s = group.pooled(lambda s: s.latency_s)
+    medians = group.values(lambda run: quantile(run.samples.latency_s, 0.5))
+    # Without a queue nobody feeds: what looks like lag is the program's own loop.
+    lag = _quantile_ms(group.pooled(lambda s: s.lag_s), 0.99) if group.setup.queued else NONE
+    return (
+        group.label,
+        *(_quantile_ms(latency_s, q) for q, _, _ in QUANTILES),
+        number(float(latency_s.max()) * MS) if len(latency_s) else NONE,
+        _from_to(medians, MS),
+        lag,
+        str(group.jobs),
+    )
+
+
+def _quantile_ms(values_s: Seconds, q: float) -> str:
+    return number(quantile(values_s, q) * MS) if permits(len(values_s), q) else NONE
+
+
+def _from_to(values: Sequence[float], scale: float) -> str:
+    return f"{number(min(values) * scale)}–{number(max(values) * scale)}" if values else NONE
+
+
+def _latency_notes(seen: Sequence[Group]) -> list[str]:
+    notes = [
+        "Exact percentiles of all repeats' jobs together; a percentile is shown when n permits, p99 from 100 jobs on. "
+        "Lag is how late the producer sent a job; it is part of the latency."
+    ]
+    if any(isinstance(g.setup.pacer, Burst) for g in seen):
+        notes.append(
+            "Where all jobs are due at once, latency is mostly the place in the queue: it says how long the queue took, "
+            "not how a job feels under a steady load."
+        )
+    if any(isinstance(g.setup.pacer, Closed) for g in seen):
+        notes.append(
+            "In a closed load each client waits for its job, so a slow queue lowers the load and hides itself."
+        )
+    behind = [g.label for g in seen if not _kept_up(g)]
+    if behind:
+        notes.append(
+            f"{', '.join(behind)} could not keep up with the load, so the queue grew: those latencies, and every ratio "
+            "with them, depend on how long the load lasted."
+        )
+    return notes
+
+
+def _kept_up(group: Group) -> bool:
+    offered = offered_hz(group.setup.pacer)
+    estimate = group.estimate(rate_hz)
+    if offered is None or estimate is None:
+        return True
+    # A short load ends with one latency on top: count what was possible, not the bare rate.
+    due_s = max(group.setup.pacer.due_s(), default=0.0)
+    latest_s = due_s + quantile(group.runs[0].samples.service_s, 0.99)
+    possible_hz = min(offered, group.setup.pacer.count / latest_s) if latest_s > 0 else offered
+    return estimate.value >= KEEPS_UP * possible_hz
+
+
+def where_the_rest_went(groups: Sequence[Group]) -> Table | None:
+    """Each speed-up over one slot of the same pool as a product; None where one slot was not measured."""
+    found = speedups(groups)
+    if not found:
+        return None
+    rows = tuple((s.label, sure(s.total), f"{s.slots:g}", sure(s.busy), sure(s.service), str(s.total.n)) for s in found)
+    columns = (
+        SETUP,
+        Column("speed-up", "times [95 %]"),
+        Column("= slots", "times"),
+        Column("x busy share", "times [95 %]"),
+        Column("x pace of a job", "times [95 %]"),
+        Column("n", "repeats"),
+    )
+    notes = (
+        "Exact: speed-up = ratio of slots x ratio of the share of slot time with a job under way x time per job with one "
+        "slot over time per job here. Against the same pool with one slot, inside each repeat.",
+        "A busy share below 1 is time between jobs: queue, acknowledgement, an uneven end. A pace below 1 is jobs that "
+        "take longer side by side: the next table says whether on the CPU or stalled.",
+    )
+    return Table("Where the rest went", columns, rows, notes)
+
+
+def service(groups: Sequence[Group]) -> Table | None:
+    """What a job's time was made of; None where no job was seen."""
+    seen = [g for g in groups if g.jobs]
+    if not seen:
+        return None
+    rows = tuple(
+        (
+            g.label,
+            spread(g.values(service_s), MS),
+            spread(g.values(computing_s), MS),
+            spread(g.values(stalled_s), MS),
+            spread(g.values(busy_share), 100),
+            str(len(g.values(service_s))),
+        )
+        for g in seen
+    )
+    columns = (
+        SETUP,
+        Column("time per job", "ms (range)"),
+        Column("on CPU", "ms (range)"),
+        Column("stalled", "ms (range)"),
+        Column("slots busy", "% (range)"),
+        Column("n", "repeats"),
+    )
+    notes = [
+        "Mean over the jobs of a repeat, then over repeats, with the lowest and the highest repeat. Stalled is under way "
+        "but not computing: waiting for the GIL, for a core, or for what the job itself waits for."
+    ]
+    if any(is_green(g) for g in seen):
+        notes.append(
+            "Greenlets share one thread, whose CPU clock counts the others' work too: there `on CPU` is an upper bound "
+            "and `stalled` a lower one."
+        )
+    return Table("What a job's time was made of", columns, rows, tuple(notes))
+
+
+def is_green(group: Group) -> bool:
+    """Whether the slots are greenlets of one thread."""
+    return group.setup.queued and group.setup.pool in POOLS and POOLS[group.setup.pool].green
+
+
+def cost(groups: Sequence[Group]) -> Table:
+    """What the jobs cost beside time."""
+    rows = tuple(
+        (
+            g.label,
+            sure(g.estimate(worker_cpu_s_per_job), MS),
+            spread(g.values(pss_bytes_per_slot), 1 / MIB),
+            spread(g.values(lambda run: run.resources.boot_s)),
+            str(len(g.runs)),
+        )
+        for g in groups
+    )
+    columns = (
+        SETUP,
+        Column("CPU per job", "ms [95 %]"),
+        Column("memory per slot", "MiB (range)"),
+        Column("boot", "s (range)"),
+        Column("n", "repeats"),
+    )
+    notes = (
+        "CPU of the workers' whole process tree, counted by the kernel in ticks of 10 ms for a run. Memory is the tree's "
+        "proportional set size at the end, shared by its slots. Boot is no part of any result.",
+    )
+    return Table("What it cost", columns, rows, notes)
+
+
+def broker(groups: Sequence[Group]) -> Table | None:
+    """What the queue had to do for each job; None where there was none."""
+    queued = [g for g in groups if g.setup.queued and any(run.resources.commands for run in g.runs)]
+    if not queued:
+        return None
+    rows = tuple(
+        (
+            g.label,
+            spread(g.values(_per_job(lambda run: sum(run.resources.commands.values())))),
+            spread(g.values(_per_job(lambda run: run.resources.bytes_in))),
+            spread(g.values(_per_job(lambda run: run.resources.bytes_out))),
+            str(len(g.runs)),
+        )
+        for g in queued
+    )
+    columns = (
+        SETUP,
+        Column("commands per job", "(range)"),
+        Column("into broker", "B/job (range)"),
+        Column("out of broker", "B/job (range)"),
+        Column("n", "repeats"),
+    )
+    notes = ("Everything the broker did during the run, a few looks at the queue by the lab itself included.",)
+    return Table("What the broker did", columns, rows, notes)
+
+
+def _per_job(total: Callable[[Run], int | None]) -> Callable[[Run], float]:
+    def per_job(run: Run) -> float:
+        amount = total(run)
+        return float("nan") if amount is None else amount / max(run.ledger.issued, 1)
+
+    return per_job
+
+
+def ledger(groups: Sequence[Group]) -> Table:
+    """Every job, accounted for."""
+    rows = tuple(
+        (g.label, str(len(g.runs)), *(str(sum(count(run.ledger) for run in g.runs)) for _, count in COUNTS))
+        for g in groups
+    )
+    columns = (SETUP, Column("n", "repeats"), *(Column(name, "jobs") for name, _ in COUNTS))
+    notes = ["issued = done + failed + lost; duplicated jobs ran more than once and are counted beside."]
+    if any(not g.setup.marks for g in groups):
+        notes.append("Without marks a job counts as done when the broker no longer holds it.")
+    return Table("Every job accounted for", columns, rows, tuple(notes))
+
+
+COUNTS: tuple[tuple[str, Callable[[Ledger], int]], ...] = (
+    ("issued", lambda ledger: ledger.issued),
+    ("done", lambda ledger: ledger.done),
+    ("failed", lambda ledger: ledger.failed),
+    ("lost", lambda ledger: ledger.lost),
+    ("duplicated", lambda ledger: ledger.duplicated),
+)
+
+TABLES: tuple[Callable[[Sequence[Group]], Table | None], ...] = (
+    throughput,
+    where_the_rest_went,
+    service,
+    latency,
+    cost,
+    broker,
+    ledger,
+)

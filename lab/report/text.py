@@ -1,0 +1,141 @@
+"""What the terminal shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from rich import box
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from lab.model import Experiment, Finding, Suite, Verdict
+from lab.report import caveats as doubts
+from lab.report import words
+from lab.report.groups import Group, groups
+from lab.report.tables import TABLES, Table, ledger
+from lab.report.units import interval, number, plain, plural, repeats
+
+Section = Callable[[Suite, Sequence[Finding], Sequence[Experiment]], Iterator[RenderableType]]
+
+# The word says it; the style only helps the eye.
+STYLES = {
+    Verdict.SUPPORTED: "bold green",
+    Verdict.REFUTED: "bold red",
+    Verdict.INCONCLUSIVE: "bold yellow",
+    Verdict.INVALID: "bold magenta",
+}
+
+
+def render(suite: Suite, findings: Sequence[Finding], experiments: Iterable[Experiment]) -> Iterator[RenderableType]:
+    """Every section, one after the other."""
+    chosen = tuple(experiments)
+    for section in SECTIONS:
+        yield from section(suite, findings, chosen)
+
+
+def verdicts(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Experiment]) -> Iterator[RenderableType]:
+    """The answers: every claim with its verdict, its number and the reason."""
+    yield Text(doubts.summary(findings), style="bold")
+    for doubt in doubts.caveats(suite, experiments):
+        yield _line(f"! {doubt}", style="bold")
+    for name, experiment in doubts.shown(suite, experiments):
+        arms = groups(doubts.runs_of(suite, name))
+        for finding in doubts.findings_of(findings, experiment):
+            yield Text()
+            yield from _verdict(finding, arms)
+
+
+def _verdict(finding: Finding, arms: Sequence[Group]) -> Iterator[RenderableType]:
+    claim, estimate = finding.claim, finding.estimate
+    yield Text.assemble((finding.verdict.value.upper(), STYLES[finding.verdict]), "  ", plain(claim.id))
+    yield _line(claim.says, style="bold", indent=2)
+    yield _line(f"predicted {claim.bound}; measured {measured(finding)}", indent=2)
+    if estimate is not None:
+        yield _line(words.ratio(claim.measure, arms), indent=2)
+    yield _line(f"because: {finding.because}", indent=2)
+
+
+def measured(finding: Finding) -> str:
+    """The estimate with its interval and n, or that there is none."""
+    estimate = finding.estimate
+    if estimate is None:
+        return "nothing"
+    if estimate.n == 1:
+        return f"{number(estimate.value)}, {interval(estimate)}"
+    return f"{number(estimate.value)}, 95 % interval {interval(estimate, finding.claim)}, n = {repeats(estimate.n)}"
+
+
+def evidence(suite: Suite, _: Sequence[Finding], experiments: Sequence[Experiment]) -> Iterator[RenderableType]:
+    """The tables behind the answers, experiment by experiment."""
+    for name, experiment in doubts.shown(suite, experiments):
+        arms = groups(doubts.runs_of(suite, name))
+        yield Text()
+        yield Text(plain(name).upper(), style="bold underline")
+        if experiment:
+            yield _line(experiment.question)
+        for condition in words.conditions(arms):
+            yield _line(condition)
+        if not arms:
+            yield _line("nothing was measured")
+            continue
+        for make in TABLES:
+            table = make(arms)
+            if make is ledger and _is_clean(arms):
+                yield Text()
+                yield _line(_clean_ledger(arms))
+            elif table is not None:
+                yield Text()
+                yield from _rich(table)
+
+
+def _is_clean(arms: Sequence[Group]) -> bool:
+    ledgers = [run.ledger for group in arms for run in group.runs]
+    return all(one.issued == one.done and not one.duplicated for one in ledgers)
+
+
+def _clean_ledger(arms: Sequence[Group]) -> str:
+    ledgers = [run.ledger for group in arms for run in group.runs]
+    issued = sum(one.issued for one in ledgers)
+    return (
+        f"Ledger of {plural(len(ledgers), 'run')}: {issued} jobs issued, {issued} done, 0 failed, 0 lost, 0 duplicated."
+    )
+
+
+def _rich(table: Table) -> Iterator[RenderableType]:
+    kept = [i for i, column in enumerate(table.columns) if not column.only_wide]
+    rich = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=Text(table.title, style="bold"))
+    rich.title_justify = "left"
+    for i in kept:
+        column = table.columns[i]
+        heading = Text(f"{column.name}\n{column.unit}" if column.unit else column.name)
+        rich.add_column(heading, justify="right" if i else "left", vertical="bottom", no_wrap=i > 0)
+    for row in table.rows:
+        # Text, not str: a label may hold brackets, which rich would take for markup.
+        rich.add_row(*(Text(plain(row[i])) for i in kept))
+    yield rich
+    for note in table.notes:
+        yield _line(note, style="dim")
+
+
+def warnings(suite: Suite, _: Sequence[Finding], __: Sequence[Experiment]) -> Iterator[RenderableType]:
+    """What could not run, and what was wrong with what did."""
+    if suite.left_out:
+        yield Text()
+        yield Text("LEFT OUT", style="bold underline")
+        for setup, why in suite.left_out.items():
+            yield _line(f"{setup}: {why}")
+    found = doubts.faults(suite)
+    if found:
+        yield Text()
+        yield Text("FAULTS", style="bold underline")
+        for says, runs in found.items():
+            yield _line(f"{runs[0].trial.experiment}, repeat {words.of_runs(runs)}: {says}")
+
+
+def _line(text: str, *, style: str = "", indent: int = 0) -> RenderableType:
+    return Padding(Text(plain(text), style=style), (0, 0, 0, indent), expand=False)
+
+
+SECTIONS: tuple[Section, ...] = (verdicts, evidence, warnings)

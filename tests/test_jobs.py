@@ -1,0 +1,174 @@
+"""Every job is a fixed amount of work with a result that can be checked."""
+
+import hashlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.calibrate import units_per_ms
+from tasks.cpu import CHUNK
+from tasks.jobs import JOBS, Nature
+from tasks.registry import checksum
+
+# Small arguments for every job: a new job wants a row here.
+ARGS = {
+    "noop": {},
+    "spin": {"loops": 1000},
+    "primes": {"limit": 1000},
+    "wordcount": {"words": 500, "seed": 3},
+    "digest": {"chunks": 1},
+    "squeeze": {"chunks": 1},
+    "snooze": {"ms": 1},
+    "fetch": {"url": "http://127.0.0.1:1/", "key": 7},
+    "ask": {"key": 7},
+    "mixed": {"loops": 1001, "io_ms": 1},
+    "echo": {"payload": {"text": "ä", "list": [1, 2.5, None]}},
+}
+NETWORK = {"fetch", "ask"}
+LOCAL = sorted(ARGS.keys() - NETWORK)
+
+
+def test_every_job_is_held_to_these_laws():
+    assert set(ARGS) == set(JOBS)
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_the_same_arguments_make_the_same_result(name: str):
+    run = JOBS[name].run
+    assert run(**ARGS[name]) == run(**ARGS[name])
+
+
+@pytest.mark.parametrize("name", sorted(ARGS))
+def test_arguments_survive_json_and_fit_the_job(name: str):
+    again = json.loads(json.dumps(ARGS[name]))
+    assert again == ARGS[name]
+    inspect.signature(JOBS[name].run).bind(**again)
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_job_returns_what_is_expected_of_it(name: str):
+    job = JOBS[name]
+    assert checksum(job.run(**ARGS[name])) == checksum(job.expect(**ARGS[name]))
+
+
+@pytest.mark.parametrize("name", sorted(ARGS))
+def test_what_to_expect_of_a_job_is_known_without_a_network(name: str):
+    # Called as the lab calls it: with the job's own arguments, by name
+    JOBS[name].expect(**ARGS[name])
+
+
+def test_jobs_that_repeat_their_key_are_expected_to():
+    assert JOBS["fetch"].expect(url="http://127.0.0.1:1/", key=7) == "7"
+    assert JOBS["ask"].expect(key=7) == "7"
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "result"),
+    [
+        ("noop", {}, 0),
+        ("spin", {"loops": 0}, 0),
+        ("spin", {"loops": 5}, 0 + 1 + 2 + 3 + 4),
+        ("primes", {"limit": 0}, 0),
+        ("primes", {"limit": 2}, 0),
+        ("primes", {"limit": 3}, 1),
+        ("primes", {"limit": 1000}, 168),
+        ("digest", {"chunks": 2}, hashlib.sha256(CHUNK * 2).hexdigest()),
+        ("squeeze", {"chunks": 3}, 3 * len(zlib.compress(CHUNK, 6))),
+        ("mixed", {"loops": 5, "io_ms": 0}, 10),
+        ("snooze", {"ms": 0}, 0),
+        ("echo", {"payload": [1, "a"]}, [1, "a"]),
+    ],
+)
+def test_a_job_does_the_work_it_is_named_for(name: str, args: dict[str, object], result: object):
+    assert JOBS[name].run(**args) == result
+
+
+def test_wordcount_finds_a_word_that_no_other_beats():
+    from tasks.cpu import _text  # the text is the job's own secret; its commonest word is not
+
+    word, count, _, of = str(JOBS["wordcount"].run(words=500, seed=3)).split()
+    text = _text(500, 3).split()
+    assert int(count) == text.count(word) == max(text.count(other) for other in text)
+    assert int(of) == len(set(text))
+
+
+def test_more_of_a_job_that_scales_is_more_work():
+    # Given jobs with an argument that makes them longer; then the argument is theirs and takes a whole number
+    scaling = {name: job.scales_with for name, job in JOBS.items() if job.scales_with}
+    assert scaling == {"spin": "loops", "digest": "chunks", "squeeze": "chunks", "mixed": "loops"}
+    for name, argument in scaling.items():
+        assert argument in inspect.signature(JOBS[name].run).parameters, name
+
+
+def test_jobs_that_wait_say_so():
+    assert {name for name, job in JOBS.items() if job.nature is Nature.WAITS} == {"snooze", "fetch", "ask"}
+    assert {name for name, job in JOBS.items() if job.nature is Nature.RELEASES_GIL} == {"digest", "squeeze"}
+
+
+SUMS = """
+import json, sys
+from tasks.jobs import JOBS
+from tasks.registry import checksum
+print(json.dumps({name: checksum(JOBS[name].run(**args)) for name, args in json.load(sys.stdin).items()}))
+"""
+
+
+def test_results_and_checksums_are_the_same_in_every_process():
+    # Given processes whose hashes of text differ
+    args = {name: ARGS[name] for name in LOCAL}
+    sums = []
+    for hash_seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", SUMS]
+        out = subprocess.run(command, input=json.dumps(args), env=env, capture_output=True, text=True, check=True).stdout
+        sums.append(json.loads(out))
+    # Then all agree, and with this process too
+    assert sums[0] == sums[1] == {name: checksum(JOBS[name].run(**args[name])) for name in args}
+
+
+@given(st.text() | st.binary() | st.integers() | st.none() | st.floats() | st.lists(st.integers()))
+def test_a_checksum_fits_its_32_bits(result: object):
+    assert 0 <= checksum(result) < 2**32
+
+
+def test_checksums_tell_results_apart():
+    results = [None, 0, 1, "", "a", "b", b"a\0", 0.5, [], [0], {}, True, "\udc80"]
+    assert len({checksum(result) for result in results}) == len(results)
+
+
+def test_a_worker_does_not_carry_the_measuring_half():
+    # Given a process that only imports the jobs
+    ask = "import sys, tasks.jobs; print(sorted({m.partition('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+    # Then neither the lab nor Celery came along
+    for heavy in ("lab", "producer", "numpy", "matplotlib", "celery"):
+        assert f"'{heavy}'" not in loaded
+
+
+def test_calibration_takes_the_fastest_of_several_tries():
+    # Given a clock by which a try takes 10 ms, but one of them 5 ms
+    durations = iter([10, 10, 10, 5, 10, 10, 10, 10, 10, 10])
+    now, begun = 0, False
+
+    def clock() -> int:
+        nonlocal now, begun
+        now += next(durations) * 1_000_000 if begun else 0
+        begun = not begun
+        return now
+
+    # Then one unit in 5 ms counts
+    assert units_per_ms("spin", clock=clock) == 1 / 5
+
+
+def test_calibration_refuses_a_job_that_does_not_scale():
+    with pytest.raises(ValueError, match="noop"):
+        units_per_ms("noop")
+    with pytest.raises(KeyError, match="nonsense"):
+        units_per_ms("nonsense")

@@ -1,0 +1,141 @@
+"""Real workers of every pool do every job, and every job is accounted for."""
+
+import numpy as np
+import pytest
+
+from lab.abilities import probe
+from lab.environment import cores
+from lab.model import LabError, Setup, Trial
+from lab.runner import Runner
+from lab.session import open_session
+from producer.pacers import Burst, Closed, Constant
+from producer.payloads import Calibrated, EachJob, Text, Upstream
+from tasks.jobs import JOBS
+from tasks.pools import POOLS
+from tasks.standalone import EXECUTORS
+
+pytestmark = pytest.mark.real
+
+ARGS = {
+    "noop": {},
+    "spin": {"loops": Calibrated(ms=1)},
+    "primes": {"limit": 2000},
+    "wordcount": {"words": 200, "seed": EachJob()},
+    "digest": {"chunks": 1},
+    "squeeze": {"chunks": 1},
+    "snooze": {"ms": 1},
+    "fetch": {"url": Upstream(mean_ms=5), "key": EachJob()},
+    "ask": {"key": EachJob()},
+    "mixed": {"loops": Calibrated(ms=1), "io_ms": 1},
+    "echo": {"payload": Text(300)},
+}
+NEEDS_A_BROKER = {"ask"}
+
+
+@pytest.fixture(scope="module")
+def session():
+    with open_session() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def runner(session):
+    return Runner(session, cores())
+
+
+def test_there_are_arguments_for_every_job():
+    assert set(ARGS) == set(JOBS)
+
+
+def skip_if_missing(pool):
+    if POOLS[pool].missing:
+        pytest.skip(POOLS[pool].missing)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("job", ARGS)
+def test_every_pool_does_every_job_once_and_right(runner, pool, job):
+    skip_if_missing(pool)
+    setup = Setup(job=job, args=ARGS[job], pacer=Burst(12), pool=pool, concurrency=1 if pool == "solo" else 3)
+    run = runner._once(Trial("test", setup, 0))
+    # Then each job is done, once, with the right result
+    assert (run.ledger.issued, run.ledger.done, run.ledger.duplicated) == (12, 12, 0)
+    # And each was due, sent, received, started and ended in this order
+    s = run.samples
+    assert len(s) == 12
+    for earlier, later in ((s.due_ns, s.sent_ns), (s.sent_ns, s.received_ns), (s.received_ns, s.started_ns)):
+        assert np.all(earlier <= later)
+    assert np.all(s.started_ns <= s.ended_ns)
+    assert run.resources.commands["lpush"] == 12
+    assert run.resources.worker_cpu_s >= 0
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("job", sorted(set(ARGS) - NEEDS_A_BROKER))
+def test_every_executor_does_every_job_once_and_right(runner, executor, job):
+    concurrency = 1 if executor == "serial" else 3
+    setup = Setup(job=job, args=ARGS[job], pacer=Burst(12), queued=False, pool=executor, concurrency=concurrency)
+    run = runner._once(Trial("test", setup, 0))
+    assert (run.ledger.issued, run.ledger.done, run.ledger.duplicated) == (12, 12, 0)
+
+
+def test_prefork_marks_come_from_as_many_children_as_there_are_slots(runner):
+    setup = Setup(job="snooze", args={"ms": 30}, pacer=Burst(12), pool="prefork", concurrency=3)
+    run = runner._once(Trial("test", setup, 0))
+    assert len(set(run.samples.worker.tolist())) == 3
+
+
+def test_two_nodes_share_the_work(runner):
+    setup = Setup(job="snooze", args={"ms": 30}, pacer=Burst(16), pool="solo", nodes=2)
+    run = runner._once(Trial("test", setup, 0))
+    assert run.ledger.done == 16
+    assert len(set(run.samples.worker.tolist())) == 2
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_closed_load_keeps_no_more_jobs_under_way_than_it_has_clients(runner, pool):
+    setup = Setup(job="snooze", args={"ms": 10}, pacer=Closed(clients=2, size=20), pool=pool, concurrency=8)
+    run = runner._once(Trial("test", setup, 0))
+    assert run.ledger.done == 20
+    # A job is out from its sending to its end; at each sending at most two are.
+    out = [int(np.sum((run.samples.sent_ns <= t) & (run.samples.ended_ns > t))) for t in run.samples.sent_ns]
+    assert max(out) <= 2
+
+
+def test_a_failing_job_is_counted_as_failed_and_makes_the_run_invalid(runner):
+    # Given jobs that fetch from a server that is not there
+    setup = Setup(job="fetch", args={"url": "http://127.0.0.1:1/", "key": EachJob()}, pacer=Burst(5), pool="threads")
+    run = runner.run(Trial("test", setup, 0))
+    assert (run.ledger.done, run.ledger.failed, run.ledger.lost) == (0, 5, 0)
+    assert "incomplete_ledger" in {fault.check for fault in run.faults}
+
+
+def test_without_marks_only_the_brokers_word_is_left(runner):
+    setup = Setup(job="noop", args={}, pacer=Burst(30), pool="solo", acks_late=True, marks=False, watch_broker=True)
+    run = runner._once(Trial("test", setup, 0))
+    assert len(run.samples) == 0
+    assert run.ledger.done == 30
+    assert run.resources.drained_s is not None
+
+
+def test_a_trial_leaves_no_key_behind(runner, session):
+    runner._once(Trial("test", Setup(job="noop", args={}, pacer=Burst(3), pool="solo"), 0))
+    assert session.client.dbsize() == 0
+
+
+def test_a_worker_that_cannot_start_says_why(runner):
+    setup = Setup(job="noop", args={}, pacer=Burst(1), pool="solo", preset="default", python="/bin/false")
+    with pytest.raises(LabError, match="/bin/false is not a Python interpreter"):
+        runner.run(Trial("test", setup, 0))
+
+
+@pytest.mark.parametrize(
+    ("pool", "lacks"),
+    [
+        ("prefork", ()),
+        ("threads", ("time limits", "revoke", "child recycling")),
+        ("solo", ("time limits", "revoke", "child recycling")),
+    ],
+)
+def test_what_a_pool_lacks_is_found_on_a_live_worker(session, pool, lacks):
+    assert probe(session, POOLS[pool]).lacks == lacks
