@@ -1,9 +1,9 @@
 """Outlives a killed lab by a moment, to end what the lab started.
 
-Run as `python -m lab.guard TOKEN DIRECTORY` with the lab's pipe as standard input. The lab writes the pid of each process
-it starts. When the pipe closes, for whatever reason, those processes are killed, and every other that carries the token
-in its environment, and the directory is removed. The token finds grandchildren and what the lab had no time to name;
-the pids find servers that write over their own environment, as Redis and Valkey do to show a title.
+Run as `python -m lab.guard TOKEN DIRECTORY` with the lab's pipe as standard input. The lab writes the pid of each
+process it starts. When the pipe closes, for whatever reason, those processes are killed, and every other that carries
+the token in its environment, and the directory is removed. The token finds grandchildren and what the lab had no time to
+name; the pids find servers that write over their own environment, as Redis and Valkey do to show a title.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 def sweep(token: str, named: Iterable[psutil.Process] = ()) -> None:
-    """Kill every carrier of the token and all that are named, again and again until none is left or five seconds have passed."""
+    """Kill every carrier of the token and all that are named, until none is left or five seconds have passed."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and (found := carriers(token, named)):
         for process in found:

@@ -49,6 +49,8 @@ class Setup:
     """Whether workers mark jobs. Without marks only the drain of the queue is seen."""
     watch_broker: bool = False
     """Time the drain at the broker: the only way to see it without marks, and used on both sides of such a ratio."""
+    keep_awake: bool = False
+    """Keep idle cores from sleeping, see `lab.awake`: for ratios of very short jobs."""
     python: str | None = None
     """Another interpreter for the workers, as a path."""
 

@@ -69,7 +69,8 @@ class Runner:
         try:
             load = _Load(self.session, trial.setup, nonce)
             run_it = self._queued if trial.setup.queued else self._bare
-            return run_it(trial, load, directory, tapes)
+            with self.session.awake(trial.setup):
+                return run_it(trial, load, directory, tapes)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -197,7 +198,7 @@ class Runner:
             sender(range(count))
             sender.close()
             deadline = time.monotonic() + PATIENCE_S
-            while queue.held() and arena.alive():
+            while not queue.empty_since_ns() and arena.alive():
                 if time.monotonic() > deadline:
                     raise LabError(
                         f"{setup.label}: the worker did not finish {count} {name!r} jobs to warm up; is it stuck?"
@@ -223,8 +224,8 @@ class Runner:
         watch = trial.setup.watch_broker
         deadline = time.monotonic() + _limit_s(trial, self.cores)
         while arena.alive() and time.monotonic() < deadline:
-            if watch and not queue.held():
-                return time.monotonic_ns()
+            if watch and (empty_ns := queue.empty_since_ns()):
+                return empty_ns
             if not watch and len(progress.ended_ns()) >= issued:
                 break
             self.idle()
@@ -239,6 +240,8 @@ class Runner:
 CLOSED_LOOK_S = 0.001
 """A closed load answers an end within a millisecond; the rest of its lag is in its own histogram."""
 SETTLE_S = 2.0
+EMPTY_LOOKS = 3
+"""A message is in flight for well under a millisecond; looks are ten milliseconds apart."""
 
 
 class _Load:
@@ -280,6 +283,19 @@ class _Queue:
             pipe.llen(prefix + self.settings.queue)
             pipe.hlen(prefix + "unacked")
             return int(sum(pipe.execute()))
+
+    def empty_since_ns(self) -> int:
+        """When the broker was first seen to hold nothing, if it still does some looks later; else 0.
+
+        One look is not enough: between a worker's BRPOP and its HSET a message is on neither side.
+        """
+        seen_ns = time.monotonic_ns()
+        for look in range(EMPTY_LOOKS):
+            if look:
+                time.sleep(LOOK_S)
+            if self.held():
+                return 0
+        return seen_ns
 
 
 def _limit_s(trial: Trial, cores: int) -> float:

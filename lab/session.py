@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,9 +15,9 @@ from typing import Any
 import psutil
 import redis
 
-from lab import interpreters
+from lab import awake, interpreters
 from lab.broker import Broker, own_server, users_broker
-from lab.children import Children, tree
+from lab.children import Children, kill, tree
 from lab.model import LabError, Setup
 from producer.payloads import Calibrated, Upstream
 from tasks.jobs import JOBS
@@ -34,6 +35,7 @@ class Session:
     """Tells the user of something that takes long."""
     _units_per_ms: dict[tuple[str, str], float] = field(default_factory=dict)
     _upstreams: dict[float, tuple[str, subprocess.Popen[Any]]] = field(default_factory=dict)
+    _spinners: list[subprocess.Popen[Any]] = field(default_factory=list)
     _pythons: dict[tuple[str | None, str], str] = field(default_factory=dict)
 
     @cached_property
@@ -41,10 +43,34 @@ class Session:
         """The lab's own connection to the broker."""
         return self.broker.client()
 
+    @contextlib.contextmanager
+    def awake(self, setup: Setup) -> Iterator[None]:
+        """While it is open, no core sleeps, if the setup asks for that and this system can."""
+        if not (setup.keep_awake and awake.SUPPORTED):
+            yield
+            return
+        try:
+            for core in sorted(os.sched_getaffinity(0)):
+                spinner = self.children.start(
+                    [sys.executable, "-m", "lab.awake", str(core)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    python_path=_root(),
+                )
+                self._spinners.append(spinner)
+                assert spinner.stdout  # noqa: S101  it was asked for as a pipe
+                spinner.stdout.readline()
+            yield
+        finally:
+            for spinner in self._spinners:
+                kill(spinner)
+            self._spinners.clear()
+
     @property
     def helpers(self) -> list[psutil.Process]:
         """Our processes that no trial measures."""
-        return [process for _, server in self._upstreams.values() for process in tree(server)]
+        servers = [server for _, server in self._upstreams.values()]
+        return [process for helper in (*servers, *self._spinners) for process in tree(helper)]
 
     def python(self, setup: Setup) -> str:
         """The interpreter that runs the setup: ours, or an environment made for the one it names."""

@@ -74,6 +74,8 @@ class _Marker:
 
 def _id_bytes(task_id: str) -> bytes:
     try:
-        return uuid.UUID(task_id).bytes
-    except ValueError:  # somebody else's id: keep it recognisable
-        return uuid.uuid5(uuid.NAMESPACE_OID, task_id).bytes
+        job_id = bytes.fromhex(task_id.replace("-", ""))  # a fifth of what uuid.UUID costs
+    except ValueError:
+        job_id = b""
+    # Somebody else's id that is no UUID gets one that belongs to it alone.
+    return job_id if len(job_id) == 16 else uuid.uuid5(uuid.NAMESPACE_OID, task_id).bytes

@@ -38,7 +38,6 @@ def simulate(
     run_noise: float = 0.002,
     block_noise: float = 0.05,
     mark_s: float = 0.000_005,
-    wait_s: float | None = None,
     seed: int = 0,
 ) -> Run:
     """What would have happened.
@@ -52,7 +51,6 @@ def simulate(
     block = random.Random(f"{seed} {trial.experiment} {trial.repeat}").lognormvariate(0, block_noise)
     pace = block * rng.lognormvariate(0, run_noise)
     cost_s = pace * (_compute_s(setup) + (mark_s if setup.marks else 0.0))
-    waits_s = _wait_s(setup) if wait_s is None else wait_s
 
     slots = [(0.0, slot) for slot in range(_slots(setup))]
     processors = [0.0] * _processors(setup, cores=cores, gil=gil)
@@ -65,7 +63,7 @@ def simulate(
         computes = cost_s * rng.lognormvariate(0, job_noise)
         computed = max(started, heapq.heappop(processors)) + computes
         heapq.heappush(processors, computed)
-        ended = computed + waits_s * rng.lognormvariate(0, job_noise)
+        ended = computed + _wait_s(setup) * rng.lognormvariate(0, job_noise)
         heapq.heappush(slots, (ended, slot))
         heapq.heappush(ends, ended)
         worker = slot if _is_parallel(setup) else slot // setup.concurrency
@@ -133,7 +131,9 @@ def _processors(setup: Setup, *, cores: int, gil: bool) -> int:
 def _run(trial: Trial, rows: list[tuple[float, ...]], *, gil: bool) -> Run:
     setup = trial.setup
     columns = np.array(rows)
-    due, sent, received, started, ended, computed = (np.round(column * 1e9).astype(np.int64) for column in columns.T[:6])
+    due, sent, received, started, ended, computed = (
+        np.round(column * 1e9).astype(np.int64) for column in columns.T[:6]
+    )
     worker, thread, on = (column.astype(np.int64) for column in columns.T[6:])
     # Without marks nobody sees the single jobs, only that they are gone.
     seen = slice(None) if setup.marks else slice(0)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -112,6 +113,12 @@ def test_jobs_that_wait_say_so():
     assert {name for name, job in JOBS.items() if job.nature is Nature.RELEASES_GIL} == {"digest", "squeeze"}
 
 
+def python(script: str, *, given: str = "", env: dict[str, str] | None = None) -> str:
+    """What the script prints, run in a process of its own."""
+    command, root = [sys.executable, "-c", script], Path(__file__).parent.parent
+    return subprocess.run(command, input=given, env=env, cwd=root, capture_output=True, text=True, check=True).stdout
+
+
 SUMS = """
 import json, sys
 from tasks.jobs import JOBS
@@ -126,9 +133,7 @@ def test_results_and_checksums_are_the_same_in_every_process():
     sums = []
     for hash_seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        command = [sys.executable, "-c", SUMS]
-        out = subprocess.run(command, input=json.dumps(args), env=env, capture_output=True, text=True, check=True).stdout
-        sums.append(json.loads(out))
+        sums.append(json.loads(python(SUMS, given=json.dumps(args), env=env)))
     # Then all agree, and with this process too
     assert sums[0] == sums[1] == {name: checksum(JOBS[name].run(**args[name])) for name in args}
 
@@ -146,7 +151,7 @@ def test_checksums_tell_results_apart():
 def test_a_worker_does_not_carry_the_measuring_half():
     # Given a process that only imports the jobs
     ask = "import sys, tasks.jobs; print(sorted({m.partition('.')[0] for m in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
+    loaded = python(ask)
     # Then neither the lab nor Celery came along
     for heavy in ("lab", "producer", "numpy", "matplotlib", "celery"):
         assert f"'{heavy}'" not in loaded

@@ -80,7 +80,7 @@ def test_whatever_the_broker_does_each_job_leaves_once_in_order_and_not_before_i
     # Then due times are the plan's alone
     due_ns = [start_ns + round(due * 1e9) for due in pacer.due_s()]
     assert [s.due_ns for s in sent] == due_ns
-    # And every job leaves once and in order, in a batch that holds just what was due, as much of it as there is room for
+    # And every job leaves once and in order, in a batch of just what was due, as much of it as there is room for
     assert [s.seq for s in sent] == list(range(pacer.count)) == [seq for _, seqs in broker.batches for seq in seqs]
     for at_ns, seqs in broker.batches:
         assert len(seqs) <= batch
@@ -101,7 +101,7 @@ def stalled() -> list[Sent]:
 
 
 def test_a_stall_of_the_producer_is_seen_in_the_lag_of_every_job_it_held_up():
-    # Given a producer that stalls; then about stall x rate jobs are late, the first by all of it and the last by nothing
+    # Given a producer that stalls; then about stall x rate jobs are late, the first by all of it
     late = [lag for lag in lags_ms(stalled()) if lag > 1]
     assert len(late) == pytest.approx(STALL_S * RATE_HZ, abs=2)
     assert max(late) == pytest.approx(STALL_S * 1e3, abs=11)
@@ -175,7 +175,9 @@ def test_the_caller_may_idle_only_before_long_gaps(rate_hz: float, calls: int):
     pacer = Constant(rate_hz, 5 / rate_hz)
     # When the caller asks for idle moments
     list(
-        publish(pacer, lambda _: None, now_ns=clock.now_ns, sleep=clock.sleep, idle=lambda: idled.append(clock.now_ns()))
+        publish(
+            pacer, lambda _: None, now_ns=clock.now_ns, sleep=clock.sleep, idle=lambda: idled.append(clock.now_ns())
+        )
     )
     # Then it gets one before each gap that is long enough
     assert len(idled) == calls
@@ -184,9 +186,7 @@ def test_the_caller_may_idle_only_before_long_gaps(rate_hz: float, calls: int):
 def test_time_spent_idling_is_not_slept_again():
     clock = FakeClock()
     broker = FakeBroker(clock)
-    sent = publish(
-        Constant(10, 1), broker.send, now_ns=clock.now_ns, sleep=clock.sleep, idle=lambda: clock.sleep(0.04)
-    )
+    sent = publish(Constant(10, 1), broker.send, now_ns=clock.now_ns, sleep=clock.sleep, idle=lambda: clock.sleep(0.04))
     assert lags_ms(list(sent)) == [0] * 10
 
 

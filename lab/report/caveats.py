@@ -16,8 +16,8 @@ def runs_of(suite: Suite, experiment: str) -> list[Run]:
 
 def findings_of(findings: Iterable[Finding], experiment: Experiment | None) -> list[Finding]:
     """The findings of one experiment's claims."""
-    claims = experiment.claims if experiment else ()
-    return [finding for finding in findings if finding.claim in claims]
+    own = {claim.id for claim in experiment.claims} if experiment else set()
+    return [finding for finding in findings if finding.claim.id in own]
 
 
 def shown(suite: Suite, experiments: Iterable[Experiment]) -> list[tuple[str, Experiment | None]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lab.model import FrozenArgs
-from lab.report.units import number
 from producer.pacers import Burst, Closed, Constant, Pacer, Poisson, Ramp, Replay, Steps
 from producer.payloads import Args, Calibrated, EachJob, Text, Upstream
 
@@ -42,9 +41,9 @@ def work(args: Args) -> str:
 def _argument(name: str, value: object) -> str:
     match value:
         case Calibrated(ms):
-            return f"about {number(ms)} ms of one core"
+            return f"about {ms:g} ms of one core"
         case Upstream(mean_ms):
-            return f"waits for a service that answers after {number(mean_ms)} ms on average"
+            return f"waits for a service that answers after {mean_ms:g} ms on average"
         case Text(size_bytes):
             return f"{name} of {size_bytes} bytes"
         case EachJob():

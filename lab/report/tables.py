@@ -153,12 +153,12 @@ def where_the_rest_went(groups: Sequence[Group]) -> Table | None:
         SETUP,
         Column("speed-up", "times [95 %]"),
         Column("= slots", "times"),
-        Column("x busy share", "times [95 %]"),
-        Column("x pace of a job", "times [95 %]"),
+        Column("× busy share", "times [95 %]"),
+        Column("× pace of a job", "times [95 %]"),
         Column("n", "repeats"),
     )
     notes = (
-        "Exact: speed-up = ratio of slots x ratio of the share of slot time with a job under way x time per job with one "
+        "Exact: speed-up = ratio of slots × ratio of the share of slot time with a job under way × time per job with one "
         "slot over time per job here. Against the same pool with one slot, inside each repeat.",
         "A busy share below 1 is time between jobs: queue, acknowledgement, an uneven end. A pace below 1 is jobs that "
         "take longer side by side: the next table says whether on the CPU or stalled.",
@@ -174,9 +174,9 @@ def service(groups: Sequence[Group]) -> Table | None:
     rows = tuple(
         (
             g.label,
-            spread(g.values(service_s), MS),
-            spread(g.values(computing_s), MS),
-            spread(g.values(stalled_s), MS),
+            spread(g.values(service_s), MS, decimals=3),
+            spread(g.values(computing_s), MS, decimals=3),
+            spread(g.values(stalled_s), MS, decimals=3),
             spread(g.values(busy_share), 100),
             str(len(g.values(service_s))),
         )

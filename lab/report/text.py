@@ -48,12 +48,11 @@ def verdicts(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Ex
 
 
 def _verdict(finding: Finding, arms: Sequence[Group]) -> Iterator[RenderableType]:
-    claim, estimate = finding.claim, finding.estimate
+    claim = finding.claim
     yield Text.assemble((finding.verdict.value.upper(), STYLES[finding.verdict]), "  ", plain(claim.id))
     yield _line(claim.says, style="bold", indent=2)
-    yield _line(f"predicted {claim.bound}; measured {measured(finding)}", indent=2)
-    if estimate is not None:
-        yield _line(words.ratio(claim.measure, arms), indent=2)
+    yield _line(f"measured {measured(finding)}", indent=2)
+    yield _line(f"predicted {claim.bound} for {words.ratio(claim.measure, arms)}", indent=2)
     yield _line(f"because: {finding.because}", indent=2)
 
 
@@ -68,7 +67,8 @@ def measured(finding: Finding) -> str:
 
 
 def evidence(suite: Suite, _: Sequence[Finding], experiments: Sequence[Experiment]) -> Iterator[RenderableType]:
-    """The tables behind the answers, experiment by experiment."""
+    """The tables behind the answers, experiment by experiment; what a table means is said once."""
+    told: set[str] = set()
     for name, experiment in doubts.shown(suite, experiments):
         arms = groups(doubts.runs_of(suite, name))
         yield Text()
@@ -88,6 +88,8 @@ def evidence(suite: Suite, _: Sequence[Finding], experiments: Sequence[Experimen
             elif table is not None:
                 yield Text()
                 yield from _rich(table)
+                yield from (_line(note, style="dim") for note in table.notes if note not in told)
+                told.update(table.notes)
 
 
 def _is_clean(arms: Sequence[Group]) -> bool:
@@ -105,18 +107,20 @@ def _clean_ledger(arms: Sequence[Group]) -> str:
 
 def _rich(table: Table) -> Iterator[RenderableType]:
     kept = [i for i, column in enumerate(table.columns) if not column.only_wide]
-    rich = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=Text(table.title, style="bold"))
-    rich.title_justify = "left"
-    for i in kept:
-        column = table.columns[i]
-        heading = Text(f"{column.name}\n{column.unit}" if column.unit else column.name)
-        rich.add_column(heading, justify="right" if i else "left", vertical="bottom", no_wrap=i > 0)
-    for row in table.rows:
+    headings = [f"{table.columns[i].name}\n{table.columns[i].unit}".rstrip() for i in kept]
+    rows = [[plain(row[i]) for i in kept] for row in table.rows]
+    if _width([headings, *rows]) > NARROW:
+        # Too wide side by side: each interval goes under its value, and headings break between words.
+        headings = [_stacked(heading) for heading in headings]
+        rows = [[row[0], *map(_stacked, row[1:])] for row in rows]
+    rich = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, heading in enumerate(headings):
+        rich.add_column(Text(heading), justify="right" if i else "left", no_wrap=True)
+    for row in rows:
         # Text, not str: a label may hold brackets, which rich would take for markup.
-        rich.add_row(*(Text(plain(row[i])) for i in kept))
+        rich.add_row(*map(Text, row))
+    yield Text(table.title, style="bold")
     yield rich
-    for note in table.notes:
-        yield _line(note, style="dim")
 
 
 def warnings(suite: Suite, _: Sequence[Finding], __: Sequence[Experiment]) -> Iterator[RenderableType]:
@@ -134,8 +138,25 @@ def warnings(suite: Suite, _: Sequence[Finding], __: Sequence[Experiment]) -> It
             yield _line(f"{runs[0].trial.experiment}, repeat {words.of_runs(runs)}: {says}")
 
 
+NARROW = 80
+"""Columns of the terminal or the pipe that every table fits into."""
+GAP = 2
+"""Columns between two columns."""
+
+
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    return sum(
+        max(len(line) for cell in column for line in cell.split("\n")) + GAP for column in zip(*rows, strict=True)
+    )
+
+
+def _stacked(cell: str) -> str:
+    return cell.replace(" [", "\n[").replace(" (", "\n(")
+
+
 def _line(text: str, *, style: str = "", indent: int = 0) -> RenderableType:
-    return Padding(Text(plain(text), style=style), (0, 0, 0, indent), expand=False)
+    line = Text(plain(text), style=style)
+    return Padding(line, (0, 0, 0, indent), expand=False) if indent else line
 
 
 SECTIONS: tuple[Section, ...] = (verdicts, evidence, warnings)

@@ -14,18 +14,21 @@ MIB = 1024**2
 GIB = 1024**3
 
 
-def number(value: float, digits: int = DIGITS) -> str:
-    """The value with so many significant digits, written out between 0.0001 and a million."""
+def number(value: float, digits: int = DIGITS, decimals: int = 12) -> str:
+    """The value with so many significant digits, written out between 0.0001 and a million.
+
+    `decimals` is where the instrument ends: no digit is shown beyond that place.
+    """
     if not math.isfinite(value):
         return NONE
-    if value == 0:
+    if round(value, decimals) == 0:
         return "0"
     # Round first: 9.996 becomes 10.0, not 10.00.
     value = float(f"{value:.{digits - 1}e}")
     exponent = math.floor(math.log10(abs(value)))
     if not -4 <= exponent < 6:
         return f"{value:.{digits - 1}e}"
-    return f"{value:.{max(0, digits - 1 - exponent)}f}"
+    return f"{value:.{min(decimals, max(0, digits - 1 - exponent))}f}"
 
 
 def span(low: float, high: float, digits: int = DIGITS) -> str:
@@ -69,13 +72,13 @@ def sure(estimate: Estimate | None, scale: float = 1.0) -> str:
     return f"{number(estimate.value * scale)} [{span(estimate.low * scale, estimate.high * scale)}]"
 
 
-def spread(values: Sequence[float], scale: float = 1.0) -> str:
+def spread(values: Sequence[float], scale: float = 1.0, *, decimals: int = 12) -> str:
     """Mean, lowest and highest in one cell: `25.3 (24.9–25.8)`."""
     finite = [value * scale for value in values if math.isfinite(value)]
     if not finite:
         return NONE
-    middle = number(math.fsum(finite) / len(finite))
-    low, high = number(min(finite)), number(max(finite))
+    middle = number(math.fsum(finite) / len(finite), decimals=decimals)
+    low, high = number(min(finite), decimals=decimals), number(max(finite), decimals=decimals)
     return middle if low == high == middle else f"{middle} ({low}–{high})"
 
 

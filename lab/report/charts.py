@@ -1,0 +1,335 @@
+"""What is easier seen than read: each chart a function from an experiment's setups and findings to an SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+
+from lab.model import Estimate, Finding, Run
+from lab.report import words
+from lab.report.groups import Group, rate_hz, single
+from lab.report.svg import GRID, INK, MUTED, PAPER, SERIES, SMALL, svg
+from lab.report.tables import MS, QUANTILES, permits
+from lab.report.units import MIB, has_interval, interval, number, sure
+from lab.stats import blocks, pss_bytes_per_slot, quantile
+
+WIDTH_PX = 460
+"""Small enough to be read on a phone, large enough for two side by side on a desk."""
+LETTER_PX = 6.3
+"""About the width of a letter: room for labels at the left of a chart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A drawing, and what is said below it."""
+
+    svg: str
+    caption: str
+    wide: bool = False
+
+
+def forest(key: str, findings: Sequence[Finding], runs: Sequence[Run]) -> Chart | None:
+    """Each claim's estimate and interval against what was predicted; None where nothing was estimated."""
+    rows = [finding for finding in findings if finding.estimate]
+    if not rows:
+        return None
+    low, high = _ratio_range(rows, runs)
+    ROW_PX = 42
+    height = 52 + ROW_PX * len(rows)
+
+    def paint(figure: Figure) -> None:
+        axes = _axes(figure, height, left_px=12, right_px=12, top_px=6, bottom_px=46)
+        axes.set_xscale("log")
+        axes.set(xlim=(low, high), ylim=(len(rows) - 0.3, -0.62))
+        axes.axvline(1, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+        for at, finding in enumerate(rows):
+            _forest_row(axes, at, finding, runs, (low, high))
+        _log_ticks(axes, low, high)
+        axes.set_xlabel("ratio, log scale; the dashed line at 1 is no difference")
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+
+    said = "; ".join(
+        f"{words.short_id(f.claim)}: {number(f.estimate.value)} {interval(f.estimate, f.claim)}, predicted "
+        f"{f.claim.bound}, {f.verdict.value}"
+        for f in rows
+        if f.estimate
+    )
+    drawn = svg(paint, width_px=WIDTH_PX, height_px=height, key=key, title="Claims", description=f"{said}.")
+    caption = (
+        "Estimate (dot) with its 95 % interval (line) for each claim; small ticks are the single repeats. The hatched band "
+        "is what the claim predicts: supported when the whole line lies in it, refuted when all of it lies outside."
+    )
+    return Chart(drawn, caption)
+
+
+def _forest_row(axes: Axes, at: int, finding: Finding, runs: Sequence[Run], limits: tuple[float, float]) -> None:
+    claim, estimate = finding.claim, finding.estimate
+    assert estimate is not None  # noqa: S101  only such rows are drawn
+    low, high = limits
+    begin, end = max(claim.at_least, low), min(claim.at_most, high)
+    if begin < end:
+        axes.fill_betweenx(
+            [at - 0.14, at + 0.36], begin, end, facecolor="none", edgecolor=GRID, hatch="////", linewidth=0
+        )
+    for bound in (claim.at_least, claim.at_most):
+        if low < bound < high:
+            axes.plot([bound, bound], [at - 0.14, at + 0.36], color=MUTED, linewidth=1.2)
+    middle = at + 0.11
+    if has_interval(estimate):
+        axes.plot([max(estimate.low, low), min(estimate.high, high)], [middle, middle], color=INK, linewidth=2)
+        for beyond, edge, marker in ((estimate.low < low, low, "<"), (estimate.high > high, high, ">")):
+            if beyond:
+                axes.plot([edge], [middle], marker=marker, color=INK, markersize=6, clip_on=False)
+    ticks = [value for value in blocks(claim.measure, runs) if low <= value <= high]
+    axes.plot(ticks, [at + 0.3] * len(ticks), linestyle="", marker="|", markersize=5, color=MUTED)
+    axes.plot([estimate.value], [middle], marker="o", markersize=7, color=INK, markeredgecolor=PAPER, markeredgewidth=1)
+    left = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": SMALL}
+    axes.text(0, at - 0.36, f"{words.short_id(claim)}: {claim.bound}", ha="left", color=INK, **left)
+    axes.text(1, at - 0.36, finding.verdict.value, ha="right", color=INK, **left)
+
+
+def _ratio_range(rows: Sequence[Finding], runs: Sequence[Run]) -> tuple[float, float]:
+    """Wide enough for every estimate, repeat and bound; an interval much wider than they are ends in an arrow."""
+    anchors = [1.0]
+    for finding in rows:
+        claim, estimate = finding.claim, finding.estimate
+        assert estimate is not None  # noqa: S101  only such rows are drawn
+        anchors += [estimate.value, *blocks(claim.measure, runs)]
+        anchors += [bound for bound in (claim.at_least, claim.at_most) if math.isfinite(bound) and bound > 0]
+    low, high = min(anchors), max(anchors)
+    ends = [end for f in rows if f.estimate and has_interval(f.estimate) for end in (f.estimate.low, f.estimate.high)]
+    near = [end for end in ends if low / 3 <= end <= high * 3]
+    low, high = min([low, *near]), max([high, *near])
+    margin = max((high / low) ** 0.08, 1.06)
+    return low / margin, high * margin
+
+
+def _log_ticks(axes: Axes, low: float, high: float) -> None:
+    ticks = _steps(low, high)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticklabels([f"{tick:g}" for tick in ticks])
+    axes.grid(visible=True, axis="x", zorder=0)
+    axes.set_axisbelow(True)
+
+
+def _steps(low: float, high: float) -> list[float]:
+    """Round numbers between the two: as many as can be told apart."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    choices: tuple[tuple[float, ...], ...] = (
+        (1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    )  # fmt: skip
+    found: list[float] = []
+    for choice in choices:
+        steps = [round(m * 10.0**d, 12) for d in decades for m in choice if low <= round(m * 10.0**d, 12) <= high]
+        if len(steps) > MOST_TICKS:
+            break
+        found = steps
+    return found
+
+
+MOST_TICKS = 9
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES: tuple[object, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)), (0, (8, 3)))
+
+
+def throughput(key: str, groups: Sequence[Group]) -> Chart | None:
+    """Throughput against slots, where several were measured; None where they were not."""
+    series = _series(groups)
+    if not series:
+        return None
+    top = _top(series)
+
+    def paint(figure: Figure) -> None:
+        axes = _axes(figure, 300, left_px=50, right_px=118, top_px=10, bottom_px=44)
+        slots = sorted({g.setup.slots for arms in series.values() for g in arms})
+        labels: list[tuple[float, str, str]] = []
+        for i, (name, arms) in enumerate(series.items()):
+            colour = SERIES[i % len(SERIES)]
+            points = [(g.setup.slots, e) for g in arms if (e := g.estimate(rate_hz))]
+            # Beside each other, so that one interval does not hide another.
+            shift = (i - (len(series) - 1) / 2) * 0.012 * (slots[-1] - slots[0] + 1)
+            xs, ys = [x + shift for x, _ in points], [e.value for _, e in points]
+            ideal = [ys[0] * x / points[0][0] for x, _ in points]
+            axes.plot(xs, ideal, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
+            axes.plot(
+                xs, ys, color=colour, linewidth=1.6, linestyle=DASHES[i % len(DASHES)], marker=MARKERS[i % len(MARKERS)],
+                markersize=6, markeredgecolor=PAPER, markeredgewidth=0.8,
+            )  # fmt: skip
+            for x, (_, e) in zip(xs, points, strict=True):
+                _whisker(axes, x, e, top, colour)
+            labels.append((ys[-1], name, colour))
+        axes.set(ylim=(0, top), xlim=(slots[0] - 0.15, slots[-1] + 0.1 * (slots[-1] - slots[0])))
+        axes.set_xticks(slots)
+        axes.set_xlabel("slots (concurrency)")
+        axes.set_ylabel("jobs/s")
+        axes.grid(visible=True, axis="y", zorder=0)
+        for (y, name, colour), place in zip(labels, _apart([y for y, _, _ in labels], top * 14 / 246), strict=True):
+            axes.annotate(
+                name, (slots[-1] * 1.0, y), xytext=(1.04, place), textcoords=axes.get_yaxis_transform(), va="center",
+                fontsize=SMALL, color=colour, annotation_clip=False,
+            )  # fmt: skip
+
+    said = "; ".join(f"{g.label}: {sure(g.estimate(rate_hz))} jobs/s" for arms in series.values() for g in arms)
+    drawn = svg(
+        paint, width_px=WIDTH_PX, height_px=300, key=key, title="Throughput by concurrency", description=f"{said}."
+    )
+    caption = (
+        "Throughput by concurrency with 95 % intervals over repeats. Each thin dotted line is the ideal: its own pool's "
+        "single slot times the number of slots. An interval that ends in an arrow goes on beyond the chart."
+    )
+    return Chart(drawn, caption)
+
+
+def _series(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Setups that differ in nothing but their slots, from one slot up."""
+    found: dict[str, list[Group]] = {}
+    for one in groups:
+        if one.setup.slots == 1 and one.estimate(rate_hz):
+            more = [g for g in groups if g.estimate(rate_hz) and single(g, groups) is one]
+            if more:
+                name = one.label.replace(f"{one.setup.pool} 1", one.setup.pool, 1)
+                found[name] = [one, *sorted(more, key=lambda g: g.setup.slots)]
+    return found
+
+
+def _top(series: dict[str, list[Group]]) -> float:
+    """High enough for every point, its ideal and its interval, unless that is out of all proportion."""
+    points = [(g, e) for arms in series.values() for g in arms if (e := g.estimate(rate_hz))]
+    ideals = [e.value * arms[-1].setup.slots for arms in series.values() if (e := arms[0].estimate(rate_hz))]
+    highest = max([e.value for _, e in points] + ideals)
+    ends = [e.high for _, e in points if has_interval(e) and e.high < 1.6 * highest]
+    return 1.06 * max([highest, *ends])
+
+
+def _whisker(axes: Axes, x: float, estimate: Estimate, top: float, colour: str) -> None:
+    if not has_interval(estimate):
+        return
+    high = min(estimate.high, top)
+    axes.plot([x, x], [estimate.low, high], color=colour, linewidth=1.2)
+    ends = [estimate.low] if estimate.high > top else [estimate.low, estimate.high]
+    axes.plot([x] * len(ends), ends, color=colour, linestyle="", marker="_", markersize=7)
+    if estimate.high > top:
+        axes.plot([x], [top], color=colour, marker="^", markersize=5, clip_on=False)
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """The places, moved as little as it takes to be `gap` apart, in the order given."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    moved = [places[i] for i in order]
+    for _ in range(100):
+        for i in range(1, len(moved)):
+            overlap = gap - (moved[i] - moved[i - 1])
+            if overlap > 1e-9:
+                moved[i - 1] -= overlap / 2
+                moved[i] += overlap / 2
+    result = [0.0] * len(places)
+    for place, i in zip(moved, order, strict=True):
+        result[i] = place
+    return result
+
+
+POINTS = (*((q, name, marker) for (q, name, _), marker in zip(QUANTILES, "oD^s", strict=True)), (1.0, "max", "x"))
+
+
+def latency(key: str, groups: Sequence[Group]) -> Chart | None:
+    """Percentiles of the time from due to ended, one row a setup; None where no job was seen."""
+    seen = [g for g in groups if g.jobs]
+    if not seen:
+        return None
+    row_px = 24
+    height = 74 + row_px * len(seen)
+    left = max(len(g.label) for g in seen) * LETTER_PX + 12
+
+    def paint(figure: Figure) -> None:
+        axes = _axes(figure, height, left_px=left, right_px=12, top_px=24, bottom_px=44)
+        axes.set_xscale("log")
+        lowest, highest = math.inf, 0.0
+        for at, group in enumerate(seen):
+            values = group.pooled(lambda s: s.latency_s) * MS
+            low, high = quantile(values, 0.5), float(values.max())
+            axes.plot([low, high], [at, at], color=GRID, linewidth=1.2, zorder=1)
+            for q, name, marker in POINTS:
+                if q < 1 and not permits(len(values), q):
+                    continue
+                each = [quantile(run.samples.latency_s, q) * MS for run in group.runs if len(run.samples)]
+                if q == 0.5:
+                    axes.plot([min(each), max(each)], [at, at], color=MUTED, linewidth=7, alpha=0.45, zorder=2)
+                    lowest = min(lowest, *each)
+                axes.plot(
+                    [quantile(values, q)], [at], linestyle="", marker=marker, markersize=7 if marker == "x" else 6,
+                    color=INK if q == 0.5 else SERIES[0], markeredgecolor=SERIES[0] if marker == "x" else PAPER,
+                    markeredgewidth=1.6 if marker == "x" else 0.8, label=name if at == 0 else None, zorder=3,
+                )  # fmt: skip
+            lowest, highest = min(lowest, low), max(highest, high)
+        margin = max((highest / lowest) ** 0.05, 1.1) if lowest > 0 else 2
+        axes.set(xlim=(max(lowest, 1e-6) / margin, highest * margin), ylim=(len(seen) - 0.5, -0.5))
+        axes.set_yticks(range(len(seen)), [g.label for g in seen])
+        axes.tick_params(axis="y", length=0)
+        _log_ticks(axes, *axes.get_xlim())
+        axes.set_xlabel("latency from due to ended, ms, log scale")
+        handles, names = _all_markers(axes)
+        axes.figure.legend(
+            handles, names, loc="upper right", ncols=len(names), columnspacing=0.9, handletextpad=0.1, borderpad=0.1
+        )
+
+    said = "; ".join(
+        f"{g.label}: median {number(quantile(values, 0.5) * MS)} ms, longest {number(float(values.max()) * MS)} ms of "
+        f"{len(values)} jobs"
+        for g in seen
+        for values in (g.pooled(lambda s: s.latency_s),)
+    )
+    drawn = svg(paint, width_px=WIDTH_PX, height_px=height, key=key, title="Latency by setup", description=f"{said}.")
+    caption = (
+        "Latency counted from the moment a job was due, all repeats' jobs together; a percentile is drawn where there are "
+        "jobs enough for it. The grey bar is the range of the single repeats' medians."
+    )
+    return Chart(drawn, caption)
+
+
+def _all_markers(axes: Axes) -> tuple[list[object], list[str]]:
+    handles, names = axes.get_legend_handles_labels()
+    return list(handles), list(names)
+
+
+def memory(key: str, groups: Sequence[Group]) -> Chart | None:
+    """What a slot weighs, one bar a setup; None where this machine cannot tell."""
+    weighed = [(g, [v / MIB for v in values]) for g in groups if (values := g.values(pss_bytes_per_slot))]
+    if not weighed:
+        return None
+    height = 52 + 22 * len(weighed)
+    left = max(len(g.label) for g, _ in weighed) * LETTER_PX + 12
+    top = max(max(values) for _, values in weighed)
+
+    def paint(figure: Figure) -> None:
+        axes = _axes(figure, height, left_px=left, right_px=52, top_px=6, bottom_px=44)
+        for at, (_, values) in enumerate(weighed):
+            middle = math.fsum(values) / len(values)
+            axes.barh(at, middle, height=0.56, facecolor=GRID, edgecolor=MUTED, linewidth=0.8)
+            axes.plot(values, [at] * len(values), linestyle="", marker="|", markersize=9, color=INK)
+            axes.text(max(values) + top * 0.02, at, f"{number(middle)}", va="center", fontsize=SMALL)
+        axes.set(xlim=(0, top * 1.03), ylim=(len(weighed) - 0.5, -0.5))
+        axes.set_yticks(range(len(weighed)), [g.label for g, _ in weighed])
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("memory per slot (PSS), MiB")
+
+    said = "; ".join(f"{g.label}: {number(math.fsum(values) / len(values))} MiB" for g, values in weighed)
+    drawn = svg(paint, width_px=WIDTH_PX, height_px=height, key=key, title="Memory per slot", description=f"{said}.")
+    caption = (
+        "Proportional set size of the workers' process tree at the end, divided by its slots: mean over repeats (bar and "
+        "figure), and each repeat (ticks)."
+    )
+    return Chart(drawn, caption)
+
+
+def _axes(figure: Figure, height: float, *, left_px: float, right_px: float, top_px: float, bottom_px: float) -> Axes:
+    width, tall = WIDTH_PX - left_px - right_px, height - top_px - bottom_px
+    return figure.add_axes((left_px / WIDTH_PX, bottom_px / height, width / WIDTH_PX, tall / height))

@@ -1,0 +1,278 @@
+"""The command line as its users meet it: a process, its output and its exit code."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from experiments import EXPERIMENTS
+from lab.children import ROOT
+from lab.store import load
+
+COMMAND = (sys.executable, "-m", "experiments")
+ESCAPE = "\x1b"
+
+
+def sidestep(*args, cwd=None, **environ):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SIDESTEP")}
+    env |= {"PYTHONPATH": str(ROOT), **environ}
+    return subprocess.run([*COMMAND, *args], capture_output=True, text=True, env=env, cwd=cwd or ROOT, timeout=300)
+
+
+def one_line(done):
+    """The complaint of a command that could not run: one line, nothing on stdout, exit code 2."""
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("sidestep: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["runn"], "no command 'runn'; did you mean 'run'?"),
+        (["run", "gil-cpuu"], "no experiment 'gil-cpuu'; did you mean 'gil-cpu'?"),
+        (["run"], "name an experiment, or --all"),
+        (["plan", "zzzz"], "no experiment 'zzzz'"),
+        (["explain", "gil-cpu/thread"], "did you mean 'gil-cpu/threads'?"),
+        (["run", "gil-cpu", "--repeats", "many"], "--repeats"),
+        (["run", "gil-cpu", "--repeats", "1"], "--repeats"),
+        (["run", "gil-cpu", "--no-such-option"], "--no-such-option"),
+        (["run", "gil-cpu", "--arena", "moon"], "moon"),
+        (["run", "gil-cpu", "--broker", "http://x"], "redis://"),
+        (["run", "gil-cpu", "--broker", "redis://127.0.0.1:1/0"], "no broker answers"),
+        (["run", "gil-cpu", "--python", "/no/such/python"], "/no/such/python is not a Python interpreter"),
+        (["report", "/no/such/suite"], "there is no suite at /no/such/suite"),
+        (["compare", "/no/such/a", "/no/such/b"], "there is no suite"),
+        (["worker", "-P", "solo", "--broker", "redis://127.0.0.1:1/0"], "no broker answers"),
+    ],
+)
+def test_nonsense_gets_one_line_that_says_what_to_do(args, complaint, tmp_path):
+    assert complaint in one_line(sidestep(*args, SIDESTEP_RUNS=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_option_can_come_from_the_environment():
+    assert "--repeats" in one_line(sidestep("run", "gil-cpu", SIDESTEP_RUN_REPEATS="none"))
+
+
+def test_a_file_that_is_no_suite_is_named(tmp_path):
+    for text, complaint in (("{", "not a suite that can be read"), ("[]", "not a suite"), ('{"schema": 99}', "newer")):
+        (tmp_path / "suite.json").write_text(text)
+        assert complaint in one_line(sidestep("report", str(tmp_path)))
+
+
+def test_list_names_every_claim_as_json_and_as_text():
+    listed = json.loads(sidestep("list", "--json", SIDESTEP_RUNS="/no/such").stdout)
+    assert listed["schema"] == 1
+    claims = {c["id"]: c for e in listed["experiments"] for c in e["claims"]}
+    assert set(claims) == {c.id for e in EXPERIMENTS.values() for c in e.claims}
+    assert {c["verdict"] for c in claims.values()} == {None}
+    text = sidestep("list").stdout
+    assert all(claim in text for claim in claims)
+    assert ESCAPE not in text
+
+
+def test_explain_says_everything_about_every_claim():
+    for experiment in EXPERIMENTS.values():
+        for claim in experiment.claims[:2]:
+            words = json.loads(sidestep("explain", claim.id, "--json").stdout)
+            assert words["claim"] == claim.says
+            assert f"{claim.at_least if claim.at_most == float('inf') else claim.at_most:g}" in words["prediction"]
+            assert words["what would refute it"]
+            assert words["what to do about it"] == claim.advice
+
+
+def test_plan_runs_nothing_and_tells_how_long():
+    planned = json.loads(sidestep("plan", "gil-cpu", "--repeats", "3", "--json").stdout)
+    setups = {(t["setup"], t["job"]) for t in planned["trials"]}
+    assert len(planned["trials"]) == 3 * len(setups)
+    assert planned["expected_s"] > 0
+
+
+def test_doctor_looks_at_everything():
+    seen = json.loads(sidestep("doctor", "--json").stdout)["diagnoses"]
+    looked_at = {d["what"] for d in seen}
+    assert {"Python", "cores", "noise", "broker", "pool prefork", "pool eventlet", "memory per slot"} <= looked_at
+    assert all(d["says"] for d in seen)
+    assert ESCAPE not in sidestep("doctor").stdout
+
+
+def test_doctor_says_so_when_the_broker_is_missing():
+    done = sidestep("doctor", "--json", "--broker", "redis://127.0.0.1:1/0")
+    assert done.returncode == 2
+    assert {"broker"} == {d["what"] for d in json.loads(done.stdout)["diagnoses"] if d["needed"] and d["state"] != "ok"}
+
+
+def leftovers():
+    """Processes of any lab that still run."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and "SIDESTEP_SESSION" in process.environ():
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return set(found)
+
+
+def start_run(out, *, env=None):
+    """A run in the background, and what to wait for: its first finished trial."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("SIDESTEP")}
+    args = ["run", "gil-release", "--quick", "--repeats", "2", "--out", str(out)]
+    run = subprocess.Popen(
+        [*COMMAND, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean | {"PYTHONPATH": str(ROOT)} | (env or {}),
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "suite.json").exists() and time.monotonic() < deadline and run.poll() is None:
+        time.sleep(0.05)
+    assert run.poll() is None, run.communicate()
+    return run
+
+
+@pytest.mark.real
+def test_ctrl_c_keeps_finished_trials_and_the_same_command_goes_on(tmp_path):
+    before = leftovers()
+    out = tmp_path / "suite"
+    run = start_run(out)
+    # When Ctrl-C comes in the middle
+    run.send_signal(signal.SIGINT)
+    stdout, stderr = run.communicate(timeout=30)
+    # Then it says how to go on, keeps what it has, and leaves nothing running
+    assert run.returncode == 130
+    assert f"--out {out}" in stderr
+    assert "Traceback" not in stderr + stdout
+    kept = load(out)
+    assert kept.runs
+    assert leftovers() <= before
+    # And the same command completes the suite without repeating a trial
+    done = sidestep("run", "gil-release", "--quick", "--repeats", "2", "--out", str(out), "--json")
+    assert done.returncode in (0, 3), done.stderr
+    whole = load(out)
+    trials = [run.trial for run in whole.runs]
+    assert len(trials) == len(set(trials))
+    assert [r.resources.wall_s for r in whole.runs[: len(kept.runs)]] == [r.resources.wall_s for r in kept.runs]
+    found = json.loads(done.stdout)
+    assert {f["claim"] for f in found["findings"]} == {c.id for c in EXPERIMENTS["gil-release"].claims}
+    assert ESCAPE not in done.stdout + done.stderr
+    # And the page and the verdicts come again from the file alone
+    first = (out / "report.html").read_bytes()
+    again = sidestep("report", str(out), "--html", str(tmp_path / "again.html"), "--json")
+    assert json.loads(again.stdout)["findings"] == found["findings"]
+    assert (tmp_path / "again.html").read_bytes() == first
+    # And other settings do not get mixed in
+    other = sidestep("run", "gil-release", "--quick", "--seed", "7", "--out", str(out))
+    assert "choose another --out" in one_line(other)
+
+
+@pytest.mark.real
+def test_kill_9_leaves_no_worker_and_no_server(tmp_path):
+    before = leftovers()
+    run = start_run(tmp_path / "suite")
+    servers = [p.pid for p in psutil.Process(run.pid).children(recursive=True)]
+    assert len(servers) >= 2  # the guard and the server at least
+    run.kill()
+    run.communicate()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and (leftovers() - before or any(runs(pid) for pid in servers)):
+        time.sleep(0.05)
+    assert not leftovers() - before
+    assert not any(runs(pid) for pid in servers)
+
+
+def runs(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.real
+def test_a_worker_started_by_hand_works_with_the_producer(tmp_path):
+    from lab.broker import own_server
+    from lab.children import Children
+    from lab.observe import Tapes
+
+    with Children() as children, own_server(children) as broker:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("SIDESTEP")}
+        env |= {"SIDESTEP_BROKER": broker.url, "PYTHONPATH": str(ROOT)}
+        worker = subprocess.Popen(
+            [*COMMAND, "worker", "-P", "eventlet", "-c", "2", "--marks", str(tmp_path)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=tmp_path,
+        )
+        try:
+            # Given five jobs sent from the command line
+            sent = subprocess.run(
+                [sys.executable, "-m", "producer.cli", "--job", "snooze", "--arg", "ms=1", "--rate", "50", "--for", "100ms"],
+                env=env,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert "sent 5 'snooze' jobs" in sent.stdout, sent
+            # Then the worker marks all five
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline and not sum(ended(p) for p in tmp_path.glob("*.tape")) == 5:
+                time.sleep(0.05)
+            assert sum(ended(p) for p in tmp_path.glob("*.tape")) == 5
+            assert Tapes(tmp_path).headers()
+        finally:
+            worker.terminate()
+            words = worker.communicate(timeout=30)[0]
+        # And the screen explains eventlet in our words, without its raw warning and without the password
+        assert "eventlet is a legacy pool" in words
+        assert "DeprecationWarning" not in words
+        assert broker.url.split(":")[2].split("@")[0] not in words
+
+
+def ended(path):
+    import numpy as np
+
+    from lab.observe import MARKS
+    from tasks.timeline import HEADER_BYTES
+
+    return int(np.sum(np.fromfile(path, dtype=MARKS, offset=HEADER_BYTES)["flags"] != 0))
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["--job", "spinn"], "did you mean 'spin'?"),
+        (["--for", "soon"], "'soon' is not a duration"),
+        (["--rate", "-1"], "rate_hz must be a number above 0"),
+        (["--arg", "=3"], "is not an argument"),
+        (["--job", "snooze"], "set them with --arg"),
+        (["--broker", "amqp://x"], "redis://"),
+        (["--broker", "redis://127.0.0.1:1/0", "--for", "1s"], "the broker does not answer"),
+    ],
+)
+def test_the_producer_complains_in_one_line(args, complaint):
+    done = subprocess.run([sys.executable, "-m", "producer.cli", *args], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_every_verb_has_help_without_jargon_left_over():
+    for verb in ("demo", "doctor", "list", "plan", "run", "report", "compare", "explain"):
+        done = sidestep(verb, "--help")
+        assert done.returncode == 0
+        assert re.search(r"^\s+\S.*\.$", done.stdout, re.MULTILINE), done.stdout

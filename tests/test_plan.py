@@ -1,0 +1,129 @@
+"""Which trials, in which order."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments import EXPERIMENTS
+from lab.model import UP_TO_CORES, Arms, Experiment, Setup, Trial, up_to
+from lab.plan import expected_s, plan
+from producer.pacers import Burst, Constant
+from producer.payloads import Calibrated, EachJob, Upstream
+from tests.fakes import SETUP
+
+MANY = Experiment(
+    name="made-up",
+    question="In which order?",
+    base=SETUP,
+    arms=(
+        Arms({"pool": ("threads", "prefork"), "concurrency": (1, 2, 3, 4)}),
+        Arms({"pool": ("solo",)}, in_quick=False),
+    ),
+    claims=(),
+    repeats=6,
+    quick={"pacer": Burst(2)},
+    quick_repeats=2,
+)
+
+
+def order(trials: list[Trial], repeat: int) -> list[Setup]:
+    return [trial.setup for trial in trials if trial.repeat == repeat]
+
+
+@given(st.integers(), st.integers(1, 8), st.integers(1, 16))
+def test_every_repeat_holds_each_setup_once(seed: int, repeats: int, cores: int):
+    trials = plan(MANY, seed=seed, repeats=repeats, cores=cores)
+    setups = MANY.setups(cores=cores)
+    for repeat in range(repeats):
+        assert Counter(order(trials, repeat)) == Counter(setups)
+    assert len(trials) == repeats * len(setups)
+
+
+def test_a_repeat_is_over_before_the_next_begins():
+    repeats = [trial.repeat for trial in plan(MANY)]
+    assert repeats == sorted(repeats)
+
+
+def test_each_repeat_has_an_order_of_its_own():
+    trials = plan(MANY)
+    orders = {tuple(setup.label for setup in order(trials, repeat)) for repeat in range(6)}
+    assert len(orders) == 6
+
+
+def test_the_same_seed_is_the_same_plan_and_another_is_another():
+    assert plan(MANY, seed=1) == plan(MANY, seed=1)
+    assert plan(MANY, seed=1) != plan(MANY, seed=2)
+
+
+def test_experiments_do_not_share_an_order():
+    other = replace(MANY, name="another")
+    assert [trial.setup for trial in plan(MANY)] != [trial.setup for trial in plan(other)]
+
+
+def test_planning_leaves_the_setups_it_was_given_as_they_are():
+    given_ = MANY.setups(cores=2)
+    before = list(given_)
+    plan(MANY, given_)
+    assert given_ == before
+
+
+def test_only_the_setups_that_were_given_are_planned():
+    chosen = MANY.setups(cores=2)[:2]
+    assert {trial.setup for trial in plan(MANY, chosen)} == set(chosen)
+
+
+def test_another_interpreter_is_every_setups():
+    trials = plan(MANY, python="/opt/python3.14t/bin/python")
+    assert {trial.setup.python for trial in trials} == {"/opt/python3.14t/bin/python"}
+    assert {trial.setup.python for trial in plan(MANY)} == {None}
+    # And it changes nothing else
+    assert [replace(trial.setup, python=None) for trial in trials] == [trial.setup for trial in plan(MANY)]
+
+
+def test_quick_has_fewer_repeats_fewer_arms_and_less_work():
+    trials = plan(MANY, quick=True)
+    assert {trial.repeat for trial in trials} == {0, 1}
+    assert {trial.setup.pacer for trial in trials} == {Burst(2)}
+    assert {trial.setup.pool for trial in trials} == {"threads", "prefork"}
+    # And so many repeats as the user says, if they say so
+    assert {trial.repeat for trial in plan(MANY, quick=True, repeats=4)} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("cores", "points"),
+    [(1, (1, 2)), (2, (1, 2)), (3, (1, 2, 3)), (4, (1, 2, 3, 4)), (8, (1, 2, 4, 8)), (128, (1, 2, 16, 128))],
+)
+def test_an_axis_up_to_the_cores_has_at_most_four_points(cores: int, points: tuple[int, ...]):
+    assert up_to(cores) == points
+    arms = Arms({"concurrency": (UP_TO_CORES,)})
+    assert tuple(setup.concurrency for setup in arms.setups(SETUP, cores)) == points
+
+
+def test_a_setup_that_several_arms_declare_is_measured_once():
+    twice = replace(MANY, arms=(*MANY.arms, *MANY.arms))
+    assert twice.setups(cores=4) == MANY.setups(cores=4)
+
+
+@pytest.mark.parametrize(
+    ("setup", "about_s"),
+    [
+        # 60 jobs of 25 ms: one after the other, on two processes, on two threads that share a GIL
+        (replace(SETUP, args={"loops": Calibrated(25)}, pacer=Burst(60), pool="solo", concurrency=1), 1.5),
+        (replace(SETUP, args={"loops": Calibrated(25)}, pacer=Burst(60), pool="prefork", concurrency=2), 0.75),
+        (replace(SETUP, args={"loops": Calibrated(25)}, pacer=Burst(60), pool="threads", concurrency=2), 1.5),
+        # Waiting spreads over slots; a load takes at least until its last job is due
+        (replace(SETUP, args={"url": Upstream(50), "key": EachJob()}, pacer=Burst(100), concurrency=5), 1.0),
+        (replace(SETUP, args={}, pacer=Constant(10, 3)), 3.0),
+    ],
+)
+def test_the_expected_time_is_about_right(setup: Setup, about_s: float):
+    boot_s = expected_s(Trial("x", replace(setup, args={}, pacer=Burst(1)), 0), cores=2)
+    assert expected_s(Trial("x", setup, 0), cores=2) - boot_s == pytest.approx(about_s, rel=0.1)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_trial_takes_some_time(name: str):
+    assert all(0 < expected_s(trial, cores=2) < 60 for trial in plan(EXPERIMENTS[name]))
