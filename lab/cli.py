@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import os
+import shutil
 import signal
 import sys
 import webbrowser
@@ -25,12 +26,13 @@ from lab import environment
 from lab.broker import shown, users_broker
 from lab.children import ROOT
 from lab.compare import compare
+from lab.interpreters import ask
 from lab.measure import Order, Step, machine_difference, measure
 from lab.model import BadInput, Claim, Estimate, Experiment, Finding, LabError, Suite, Verdict
 from lab.plan import expected_s
 from lab.progress import TrialProgress, spell
-from lab.report.page import page
-from lab.report.text import figure, report, verdicts
+from lab.report.text import render, verdicts
+from lab.report.units import sure
 from lab.store import FILE, load
 from lab.verdict import judge_all
 from tasks.pools import EVENTLET_WARNING_FILTER, POOLS
@@ -185,7 +187,9 @@ def _measure(
     human = Console(stderr=want_json, highlight=False)
     notes = Console(stderr=True, highlight=False)
     if order.python:
-        order = dataclasses.replace(order, python=str(Path(order.python).absolute()))
+        # A name is looked up on PATH; one that is no Python is refused before anything starts.
+        interpreter = ask(str(Path(shutil.which(order.python) or order.python).absolute()))
+        order = dataclasses.replace(order, python=interpreter.path)
     suite: Suite | None = None
     try:
         with TrialProgress(notes) as progress:
@@ -198,8 +202,8 @@ def _measure(
     assert suite is not None  # noqa: S101  measure() always yields a first step
     findings = judge_all(catalogue.experiments.values(), suite)
     target = directory / "report.html"
-    target.write_text(page(suite, findings, list(catalogue.experiments.values())), encoding="utf-8")
-    for part in report(suite, findings, list(catalogue.experiments.values())):
+    _write_page(target, suite, findings, list(catalogue.experiments.values()))
+    for part in render(suite, findings, list(catalogue.experiments.values())):
         human.print(part)
     human.print(f"suite:  {directory / FILE}\nreport: {target}", soft_wrap=True)
     if want_json:
@@ -212,12 +216,13 @@ def _measure(
 def _follow(step: Step, progress: TrialProgress, human: Console) -> None:
     if step.experiment is None:
         progress.plan(step.expected_s)
-        human.print(f"{len(step.suite.experiments)} experiments, about {spell(step.expected_s)}")
+        count = len(step.suite.experiments)
+        human.print(f"{count} experiment{'s' if count > 1 else ''}, about {spell(step.expected_s)}")
     elif step.trial:
         setup = step.trial.setup
         progress.start(f"{step.experiment.name}: {setup.label}, repeat {step.trial.repeat + 1}", step.expected_s)
     elif step.complete:
-        for part in verdicts(judge_all([step.experiment], step.suite)):
+        for part in verdicts(step.suite, judge_all([step.experiment], step.suite), [step.experiment]):
             human.print(part)
     else:
         progress.end()
@@ -327,20 +332,26 @@ def report_(catalogue: Catalogue, suite: Path, html: Path | None, open_it: bool,
     experiments = list(catalogue.experiments.values())
     findings = judge_all(experiments, held)
     human = Console(stderr=want_json, highlight=False)
-    for part in report(held, findings, experiments):
+    for part in render(held, findings, experiments):
         human.print(part)
     target = html or ((suite if suite.is_dir() else suite.parent) / "report.html" if open_it else None)
     if target:
-        try:
-            target.write_text(page(held, findings, experiments), encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"cannot write {target}: {error.strerror}; choose another place with --html") from None
+        _write_page(target, held, findings, experiments)
         human.print(f"report: {target}", soft_wrap=True)
     if open_it and target:
         webbrowser.open(target.absolute().as_uri())
     if want_json:
         _print_json({"suite": str(suite), "findings": [finding_json(f) for f in findings]})
     sys.exit(exit_code(findings, strict=strict))
+
+
+def _write_page(target: Path, suite: Suite, findings: Sequence[Finding], experiments: Sequence[Experiment]) -> None:
+    from lab.report.page import page  # noqa: PLC0415  brings a plotting library that most verbs do without
+
+    try:
+        target.write_text(page(suite, findings, experiments), encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot write {target}: {error.strerror}; choose another place") from None
 
 
 @cli.command("compare")
@@ -372,8 +383,8 @@ def compare_(catalogue: Catalogue, before: Path, after: Path, any_machine: bool,
         return
     table = Table("claim", "before", "after", "after / before, 95 %", box=None, pad_edge=False)
     for c in changes:
-        cells = (f"{side.verdict} {figure(side.estimate)}" for side in (c.before, c.after))
-        table.add_row(c.before.claim.id, *cells, figure(c.ratio))
+        cells = (f"{side.verdict} {sure(side.estimate)}" for side in (c.before, c.after))
+        table.add_row(c.before.claim.id, *cells, sure(c.ratio))
     out = Console(highlight=False)
     out.print(table)
     if difference:

@@ -301,6 +301,18 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path):
     assert_same(load(path), suite)
 
 
+def test_whoever_reads_while_a_suite_is_written_reads_the_old_one_to_its_end(tmp_path: Path):
+    # Given somebody in the middle of the file
+    path = saved(tmp_path)
+    before = path.read_text("utf-8")
+    with path.open(encoding="utf-8") as reader:
+        first = reader.read(10)
+        # When a longer suite takes its place; then they still read the old one
+        SuiteFile(tmp_path).save(make_suite(*(make_run(repeat=n) for n in range(50))))
+        assert first + reader.read() == before
+    assert path.read_text("utf-8") != before
+
+
 def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path):
     # Given a file where the folder should be
     (tmp_path / "taken").write_text("")

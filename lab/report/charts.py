@@ -39,8 +39,8 @@ def forest(key: str, findings: Sequence[Finding], runs: Sequence[Run]) -> Chart 
     if not rows:
         return None
     low, high = _ratio_range(rows, runs)
-    ROW_PX = 42
-    height = 52 + ROW_PX * len(rows)
+    row_px = 42
+    height = 52 + row_px * len(rows)
 
     def paint(figure: Figure) -> None:
         axes = _axes(figure, height, left_px=12, right_px=12, top_px=6, bottom_px=46)
@@ -62,8 +62,9 @@ def forest(key: str, findings: Sequence[Finding], runs: Sequence[Run]) -> Chart 
     )
     drawn = svg(paint, width_px=WIDTH_PX, height_px=height, key=key, title="Claims", description=f"{said}.")
     caption = (
-        "Estimate (dot) with its 95 % interval (line) for each claim; small ticks are the single repeats. The hatched band "
-        "is what the claim predicts: supported when the whole line lies in it, refuted when all of it lies outside."
+        "Estimate (dot) with its 95 % interval (line) for each claim; small ticks are the single repeats. The "
+        "hatched band is what the claim predicts: supported when the whole line lies in it, refuted when all of it "
+        "lies outside."
     )
     return Chart(drawn, caption)
 
@@ -89,9 +90,9 @@ def _forest_row(axes: Axes, at: int, finding: Finding, runs: Sequence[Run], limi
     ticks = [value for value in blocks(claim.measure, runs) if low <= value <= high]
     axes.plot(ticks, [at + 0.3] * len(ticks), linestyle="", marker="|", markersize=5, color=MUTED)
     axes.plot([estimate.value], [middle], marker="o", markersize=7, color=INK, markeredgecolor=PAPER, markeredgewidth=1)
-    left = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": SMALL}
-    axes.text(0, at - 0.36, f"{words.short_id(claim)}: {claim.bound}", ha="left", color=INK, **left)
-    axes.text(1, at - 0.36, finding.verdict.value, ha="right", color=INK, **left)
+    line = axes.get_yaxis_transform()
+    axes.text(0, at - 0.36, f"{words.short_id(claim)}: {claim.bound}", transform=line, va="center", fontsize=SMALL)
+    axes.text(1, at - 0.36, finding.verdict.value, transform=line, ha="right", va="center", fontsize=SMALL)
 
 
 def _ratio_range(rows: Sequence[Finding], runs: Sequence[Run]) -> tuple[float, float]:
@@ -159,7 +160,7 @@ def throughput(key: str, groups: Sequence[Group]) -> Chart | None:
             shift = (i - (len(series) - 1) / 2) * 0.012 * (slots[-1] - slots[0] + 1)
             xs, ys = [x + shift for x, _ in points], [e.value for _, e in points]
             ideal = [ys[0] * x / points[0][0] for x, _ in points]
-            axes.plot(xs, ideal, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
+            axes.plot(xs, ideal, color=colour, linewidth=1, linestyle=(0, (1, 2)))
             axes.plot(
                 xs, ys, color=colour, linewidth=1.6, linestyle=DASHES[i % len(DASHES)], marker=MARKERS[i % len(MARKERS)],
                 markersize=6, markeredgecolor=PAPER, markeredgewidth=0.8,
@@ -183,8 +184,8 @@ def throughput(key: str, groups: Sequence[Group]) -> Chart | None:
         paint, width_px=WIDTH_PX, height_px=300, key=key, title="Throughput by concurrency", description=f"{said}."
     )
     caption = (
-        "Throughput by concurrency with 95 % intervals over repeats. Each thin dotted line is the ideal: its own pool's "
-        "single slot times the number of slots. An interval that ends in an arrow goes on beyond the chart."
+        "Throughput by concurrency with 95 % intervals over repeats. Each thin dotted line is the ideal: its own "
+        "pool's single slot times the number of slots. An interval that ends in an arrow goes on beyond the chart."
     )
     return Chart(drawn, caption)
 
@@ -276,10 +277,9 @@ def latency(key: str, groups: Sequence[Group]) -> Chart | None:
         axes.tick_params(axis="y", length=0)
         _log_ticks(axes, *axes.get_xlim())
         axes.set_xlabel("latency from due to ended, ms, log scale")
-        handles, names = _all_markers(axes)
-        axes.figure.legend(
-            handles, names, loc="upper right", ncols=len(names), columnspacing=0.9, handletextpad=0.1, borderpad=0.1
-        )
+        handles, names = axes.get_legend_handles_labels()
+        spaces = {"columnspacing": 0.9, "handletextpad": 0.1, "borderpad": 0.1}
+        figure.legend(handles, names, loc="upper right", ncols=len(names), **spaces)
 
     said = "; ".join(
         f"{g.label}: median {number(quantile(values, 0.5) * MS)} ms, longest {number(float(values.max()) * MS)} ms of "
@@ -289,15 +289,10 @@ def latency(key: str, groups: Sequence[Group]) -> Chart | None:
     )
     drawn = svg(paint, width_px=WIDTH_PX, height_px=height, key=key, title="Latency by setup", description=f"{said}.")
     caption = (
-        "Latency counted from the moment a job was due, all repeats' jobs together; a percentile is drawn where there are "
-        "jobs enough for it. The grey bar is the range of the single repeats' medians."
+        "Latency counted from the moment a job was due, all repeats' jobs together; a percentile is drawn where "
+        "there are jobs enough for it. The grey bar is the range of the single repeats' medians."
     )
     return Chart(drawn, caption)
-
-
-def _all_markers(axes: Axes) -> tuple[list[object], list[str]]:
-    handles, names = axes.get_legend_handles_labels()
-    return list(handles), list(names)
 
 
 def memory(key: str, groups: Sequence[Group]) -> Chart | None:
@@ -324,8 +319,8 @@ def memory(key: str, groups: Sequence[Group]) -> Chart | None:
     said = "; ".join(f"{g.label}: {number(math.fsum(values) / len(values))} MiB" for g, values in weighed)
     drawn = svg(paint, width_px=WIDTH_PX, height_px=height, key=key, title="Memory per slot", description=f"{said}.")
     caption = (
-        "Proportional set size of the workers' process tree at the end, divided by its slots: mean over repeats (bar and "
-        "figure), and each repeat (ticks)."
+        "Proportional set size of the workers' process tree at the end, divided by its slots: mean over repeats "
+        "(bar and figure), and each repeat (ticks)."
     )
     return Chart(drawn, caption)
 

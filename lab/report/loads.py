@@ -7,7 +7,7 @@ from producer.pacers import Burst, Closed, Constant, Pacer, Poisson, Ramp, Repla
 from producer.payloads import Args, Calibrated, EachJob, Text, Upstream
 
 
-def load(pacer: Pacer) -> str:
+def load(pacer: Pacer) -> str:  # noqa: PLR0911  one a kind of load
     """When jobs are due, in words."""
     match pacer:
         case Burst(size):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from typing import Any, cast
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -29,7 +30,7 @@ THEME = {
     SERIES[5]: ("s6", "#a3324a"),
 }
 SMALL, TEXT_PX = 10, 11
-STYLE = {
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     # Shipped with matplotlib and wider than most: where it fits, the reader's own font fits too.
@@ -71,7 +72,7 @@ def svg(
     # A reader's own matplotlibrc must not change a report.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": key})
+        matplotlib.rcParams.update(cast("Any", {**STYLE, "svg.hashsalt": key}))
         figure = Figure(figsize=(width_px / 72, height_px / 72))
         FigureCanvasSVG(figure)
         paint(figure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,10 +20,13 @@ from lab.report.tables import is_green
 from lab.report.units import number, plural
 from lab.stats import matches
 
+Reals = NDArray[np.floating[Any]]
+
 WIDTH_PX = 720
 MOST_PANELS = 6
-MOST_LANES = 48
+MOST_LANES = 40
 """In the whole chart, shared out among its panels."""
+MOST_LANES_OF_ONE = 16
 MOST_BARS = 200
 """In one panel: the window ends where some panel would have more."""
 
@@ -96,21 +100,21 @@ def swimlane(key: str, groups: Sequence[Group], findings: Sequence[Finding]) -> 
     panels = [drawn for group in chosen(groups, findings) if (drawn := lanes(group))]
     if not panels:
         return None
-    kept = _share_out([panel.count for panel in panels], MOST_LANES)
+    kept = _share_out([min(panel.count, MOST_LANES_OF_ONE) for panel in panels], MOST_LANES)
     window_s = _window_s(panels, kept)
-    heights = [TITLE_PX + LANE_PX * lanes for lanes in kept]
+    heights = [TITLE_PX + LANE_PX * most for most in kept]
     height = LEGEND_PX + sum(heights) + AXIS_PX
 
     def paint(figure: Figure) -> None:
         top = LEGEND_PX
-        for i, (panel, lanes, tall) in enumerate(zip(panels, kept, heights, strict=True)):
+        for i, (panel, most, tall) in enumerate(zip(panels, kept, heights, strict=True)):
             bottom = height - top - tall
             box = (LEFT_PX / WIDTH_PX, bottom / height, 1 - (LEFT_PX + RIGHT_PX) / WIDTH_PX, (tall - TITLE_PX) / height)
             axes = figure.add_axes(box)
-            axes.set(xlim=(0, window_s), ylim=(lanes, 0))
+            axes.set(xlim=(0, window_s), ylim=(most, 0))
             axes.set_yticks([])
-            axes.set_title(_title(panel, lanes, window_s), loc="left", fontsize=SMALL, pad=4, color=INK)
-            pale, solid = _bars(panel, lanes, window_s)
+            axes.set_title(_title(panel, most, window_s), loc="left", fontsize=SMALL, pad=4, color=INK)
+            pale, solid = _bars(panel, most, window_s)
             axes.add_patch(PathPatch(pale, facecolor="none", edgecolor=MUTED, linewidth=0.5, hatch="//////"))
             axes.add_patch(PathPatch(solid, facecolor=SERIES[0], edgecolor="none"))
             axes.grid(visible=True, axis="x", zorder=0)
@@ -126,8 +130,8 @@ def swimlane(key: str, groups: Sequence[Group], findings: Sequence[Finding]) -> 
         )
         figure.legend(handles=[on_cpu, stalled], loc="upper left", ncols=2, borderpad=0.2, borderaxespad=0.2)
 
-    said = "; ".join(_title(panel, lanes, window_s) for panel, lanes in zip(panels, kept, strict=True))
-    drawn = svg(
+    said = "; ".join(_title(panel, most, window_s) for panel, most in zip(panels, kept, strict=True))
+    image = svg(
         paint,
         width_px=WIDTH_PX,
         height_px=height,
@@ -135,7 +139,7 @@ def swimlane(key: str, groups: Sequence[Group], findings: Sequence[Finding]) -> 
         title="Which slot ran what, and when",
         description=f"{said}.",
     )
-    return Chart(drawn, _caption(panels), wide=True)
+    return Chart(image, _caption(panels), wide=True)
 
 
 LEFT_PX, RIGHT_PX = 14, 14
@@ -176,7 +180,7 @@ def _bars(panel: Lanes, lanes: int, window_s: float) -> tuple[Path, Path]:
     return _rectangles(begin, end, floor, roof), _rectangles(begin, end, floor, computing)
 
 
-def _rectangles(left: Seconds, right: Seconds, bottom: Seconds, top: Seconds) -> Path:
+def _rectangles(left: Reals, right: Reals, bottom: Reals, top: Reals) -> Path:
     corners = np.stack([left, bottom, right, bottom, right, top, left, top, left, bottom], axis=1).reshape(-1, 2)
     codes = np.tile(np.array([Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY], np.uint8), len(left))
     return Path(corners, codes)
@@ -185,25 +189,25 @@ def _rectangles(left: Seconds, right: Seconds, bottom: Seconds, top: Seconds) ->
 def _title(panel: Lanes, lanes: int, window_s: float) -> str:
     processes = len(set(panel.run.samples.worker.tolist()))
     kind = "lane" if panel.packed else "thread"
-    parts = [f"{panel.group.label}: {plural(processes, 'process').replace('processs', 'processes')}"]
+    parts = [f"{panel.group.label}: 1 process" if processes == 1 else f"{panel.group.label}: {processes} processes"]
     parts.append(f"{lanes} of {plural(panel.count, kind)}" if lanes < panel.count else plural(panel.count, kind))
     starts_s = panel.run.samples.started_ns / 1e9
     shown = int(np.sum((panel.lane < lanes) & (starts_s < window_s)))
     total = len(starts_s)
     parts.append(f"{shown} of {total} jobs" if shown < total else f"{total} jobs")
-    parts.append(f"{number(float(np.mean(stalled_share(panel.run))) * 100)} % stalled")
+    parts.append(f"{number(float(np.mean(stalled_share(panel.run))) * 100, decimals=1)} % stalled")
     return ", ".join(parts)
 
 
 def _caption(panels: Sequence[Lanes]) -> str:
     says = (
-        f"The first repeat (repeat {panels[0].run.trial.repeat + 1}), on one clock; one lane a thread, one bar a job. The "
-        "filled part of a bar's height is the share of its time on the CPU: how much is measured, when is not. Per cents are "
-        "means over all jobs of the run; where jobs or lanes are cut, the title says so."
+        f"The first repeat (repeat {panels[0].run.trial.repeat + 1}), on one clock; one lane a thread, one bar a "
+        "job. The filled part of a bar's height is the share of its time on the CPU: how much is measured, when is "
+        "not. Per cents are means over all jobs of the run; where jobs or lanes are cut, the title says so."
     )
     if any(panel.packed for panel in panels):
         says += (
-            " Where each job has a greenlet of its own, lanes are places found for the jobs; greenlets share one thread "
-            "and its CPU clock, so there the filled part is an upper bound."
+            " Where each job has a greenlet of its own, lanes are places found for the jobs; greenlets share one "
+            "thread and its CPU clock, so there the filled part is an upper bound."
         )
     return says

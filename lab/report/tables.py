@@ -9,7 +9,7 @@ from lab.model import Ledger, Run, Seconds
 from lab.report.groups import Group, rate_hz
 from lab.report.loads import offered_hz
 from lab.report.speedup import busy_share, computing_s, service_s, speedups, stalled_s
-from lab.report.units import MIB, NONE, number, spread, sure
+from lab.report.units import MIB, NONE, TIMES, TO, number, spread, sure
 from lab.stats import pss_bytes_per_slot, quantile, worker_cpu_s_per_job
 from producer.pacers import Burst, Closed
 from tasks.pools import POOLS
@@ -105,7 +105,7 @@ def _quantile_ms(values_s: Seconds, q: float) -> str:
 
 
 def _from_to(values: Sequence[float], scale: float) -> str:
-    return f"{number(min(values) * scale)}–{number(max(values) * scale)}" if values else NONE
+    return f"{number(min(values) * scale)}{TO}{number(max(values) * scale)}" if values else NONE
 
 
 def _latency_notes(seen: Sequence[Group]) -> list[str]:
@@ -115,8 +115,8 @@ def _latency_notes(seen: Sequence[Group]) -> list[str]:
     ]
     if any(isinstance(g.setup.pacer, Burst) for g in seen):
         notes.append(
-            "Where all jobs are due at once, latency is mostly the place in the queue: it says how long the queue took, "
-            "not how a job feels under a steady load."
+            "Where all jobs are due at once, latency is mostly the place in the queue: it says how long the queue "
+            "took, not how a job feels under a steady load."
         )
     if any(isinstance(g.setup.pacer, Closed) for g in seen):
         notes.append(
@@ -153,13 +153,14 @@ def where_the_rest_went(groups: Sequence[Group]) -> Table | None:
         SETUP,
         Column("speed-up", "times [95 %]"),
         Column("= slots", "times"),
-        Column("× busy share", "times [95 %]"),
-        Column("× pace of a job", "times [95 %]"),
+        Column(f"{TIMES} busy share", "times [95 %]"),
+        Column(f"{TIMES} pace of a job", "times [95 %]"),
         Column("n", "repeats"),
     )
     notes = (
-        "Exact: speed-up = ratio of slots × ratio of the share of slot time with a job under way × time per job with one "
-        "slot over time per job here. Against the same pool with one slot, inside each repeat.",
+        f"Exact: speed-up = ratio of slots {TIMES} ratio of the share of slot time with a job under way {TIMES} "
+        "time per job with one slot over time per job here. Against the same pool with one slot, inside each "
+        "repeat.",
         "A busy share below 1 is time between jobs: queue, acknowledgement, an uneven end. A pace below 1 is jobs that "
         "take longer side by side: the next table says whether on the CPU or stalled.",
     )
@@ -191,8 +192,8 @@ def service(groups: Sequence[Group]) -> Table | None:
         Column("n", "repeats"),
     )
     notes = [
-        "Mean over the jobs of a repeat, then over repeats, with the lowest and the highest repeat. Stalled is under way "
-        "but not computing: waiting for the GIL, for a core, or for what the job itself waits for."
+        "Mean over the jobs of a repeat, then over repeats, with the lowest and the highest repeat. Stalled is "
+        "under way but not computing: waiting for the GIL, for a core, or for what the job itself waits for."
     ]
     if any(is_green(g) for g in seen):
         notes.append(
@@ -227,8 +228,8 @@ def cost(groups: Sequence[Group]) -> Table:
         Column("n", "repeats"),
     )
     notes = (
-        "CPU of the workers' whole process tree, counted by the kernel in ticks of 10 ms for a run. Memory is the tree's "
-        "proportional set size at the end, shared by its slots. Boot is no part of any result.",
+        "CPU of the workers' whole process tree, counted by the kernel in ticks of 10 ms for a run. Memory is the "
+        "tree's proportional set size at the end, shared by its slots. Boot is no part of any result.",
     )
     return Table("What it cost", columns, rows, notes)
 

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from lab.model import Claim, Estimate
 
 DIGITS = 3
-NONE = "–"
+NONE = "\N{EN DASH}"
 """What stands where nothing was measured."""
+TO = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 MIB = 1024**2
 GIB = 1024**3
 
@@ -32,8 +34,8 @@ def number(value: float, digits: int = DIGITS, decimals: int = 12) -> str:
 
 
 def span(low: float, high: float, digits: int = DIGITS) -> str:
-    """Two numbers as `low–high`."""
-    return f"{number(low, digits)}–{number(high, digits)}"
+    """Two numbers as `low-high`."""
+    return f"{number(low, digits)}{TO}{number(high, digits)}"
 
 
 def has_interval(estimate: Estimate) -> bool:
@@ -42,7 +44,7 @@ def has_interval(estimate: Estimate) -> bool:
 
 
 def interval(estimate: Estimate, claim: Claim | None = None) -> str:
-    """The 95 % interval as `[low–high]`, or that there is none.
+    """The 95 % interval as `[low-high]`, or that there is none.
 
     Beside a claim it gets as many digits as it takes to show on which side of the bound its ends lie: a reader who
     sees 1.60 against `at least 1.6` must not be misled by rounding.
@@ -64,7 +66,7 @@ def _keeps_sides(estimate: Estimate, bounds: Sequence[float], digits: int) -> bo
 
 
 def sure(estimate: Estimate | None, scale: float = 1.0) -> str:
-    """Value and interval in one cell: `79.7 [77.1–82.4]`. A single repeat shows the value alone; its n says why."""
+    """Value and interval in one cell: `79.7 [77.1-82.4]`. A single repeat shows the value alone; its n says why."""
     if estimate is None:
         return NONE
     if not has_interval(estimate):
@@ -73,13 +75,13 @@ def sure(estimate: Estimate | None, scale: float = 1.0) -> str:
 
 
 def spread(values: Sequence[float], scale: float = 1.0, *, decimals: int = 12) -> str:
-    """Mean, lowest and highest in one cell: `25.3 (24.9–25.8)`."""
+    """Mean, lowest and highest in one cell: `25.3 (24.9-25.8)`."""
     finite = [value * scale for value in values if math.isfinite(value)]
     if not finite:
         return NONE
     middle = number(math.fsum(finite) / len(finite), decimals=decimals)
     low, high = number(min(finite), decimals=decimals), number(max(finite), decimals=decimals)
-    return middle if low == high == middle else f"{middle} ({low}–{high})"
+    return middle if low == high == middle else f"{middle} ({low}{TO}{high})"
 
 
 def repeats(n: int) -> str:
