@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,12 @@ def _recycled(session: Session, pool: Pool) -> bool:
             )
             sender([0])
             sender.close()
-            bench.wait(lambda nonce=nonce: bool(np.any(bench.tapes.marks(nonce)["flags"])), f"do job {number + 1} of 3")
+            bench.wait(partial(_any_ended, bench.tapes, nonce), f"do job {number + 1} of 3")
         return len({header["pid"] for header in bench.tapes.headers()}) > 1
+
+
+def _any_ended(tapes: Tapes, nonce: int) -> bool:
+    return bool(np.any(tapes.marks(nonce)["flags"]))
 
 
 class _Bench:

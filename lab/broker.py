@@ -49,7 +49,8 @@ class Broker:
 def shown(url: str) -> str:
     """A broker URL as it may be printed: no user, no password."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path or '/0'}"
+    host = parts.hostname or "localhost"
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{parts.port or 6379}{parts.path or '/0'}"
 
 
 def find_server() -> str | None:

@@ -2,8 +2,8 @@
 
 Run as `python -m lab.guard TOKEN DIRECTORY` with the lab's pipe as standard input. The lab writes the pid of each
 process it starts. When the pipe closes, for whatever reason, those processes are killed, and every other that carries
-the token in its environment, and the directory is removed. The token finds grandchildren and what the lab had no time to
-name; the pids find servers that write over their own environment, as Redis and Valkey do to show a title.
+the token in its environment, and the directory is removed. The token finds grandchildren and what the lab had no time
+to name; the pids find servers that write over their own environment, as Redis and Valkey do to show a title.
 """
 
 from __future__ import annotations

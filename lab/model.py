@@ -333,7 +333,7 @@ class FrozenArgs(dict[str, Any]):
     """Arguments that can stand in a set."""
 
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(tuple(sorted((k, repr(v)) for k, v in self.items())))
+        return hash(frozenset(self.items()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lab.model import LabError, Ledger, Samples
 from producer.publish import Sent
-from tasks.timeline import CAPACITY, DONE, GIL, HEADER_BYTES, MARK, SCHEMA, boot_id
+from tasks.timeline import CAPACITY, DONE, GIL, HEADER_BYTES, MARK, SCHEMA, TAPE_BYTES, boot_id
 
 MARKS = np.dtype(
     [
@@ -44,10 +44,14 @@ class Tapes:
 
     directory: Path
 
+    def _whole(self) -> list[Path]:
+        """The tapes that have their full size; one that is only being made holds no mark yet."""
+        return [path for path in sorted(self.directory.glob("*.tape")) if path.stat().st_size == TAPE_BYTES]
+
     def marks(self, nonce: int) -> NDArray[Any]:
         """Every mark of the trial so far, with a column `worker` beside: the tape's number."""
         parts = []
-        for number, path in enumerate(sorted(self.directory.glob("*.tape"))):
+        for number, path in enumerate(self._whole()):
             marks: NDArray[Any] = np.memmap(path, dtype=MARKS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
             # A mark is begun before it is ended, and one after the other: the first without a start ends the tape.
             used = int(np.argmin(marks["started_ns"] != 0)) if marks["started_ns"][-1] == 0 else CAPACITY
@@ -66,9 +70,12 @@ class Tapes:
     def headers(self) -> list[dict[str, Any]]:
         """What each process said of itself. Raises LabError for marks of another boot or another format."""
         headers = []
-        for path in sorted(self.directory.glob("*.tape")):
+        for path in self._whole():
             with path.open("rb") as file:
-                header = json.loads(file.read(HEADER_BYTES).rstrip(b"\0"))
+                text = file.read(HEADER_BYTES).rstrip(b"\0")
+            if not text:
+                continue  # its process ended, or is only now starting, before it could say anything
+            header = json.loads(text)
             if header["schema"] != SCHEMA:
                 raise LabError(
                     f"marks of format {header['schema']}, expected {SCHEMA}: worker and lab differ; update both"
@@ -90,7 +97,7 @@ class Progress:
     def ended_ns(self) -> list[int]:
         """When each job that has ended did so, in ns of CLOCK_MONOTONIC, in the order they were noticed."""
         for path in self._tapes.directory.glob("*.tape"):
-            if path not in self._open and path.stat().st_size:
+            if path not in self._open and path.stat().st_size == TAPE_BYTES:
                 fresh = np.memmap(path, dtype=MARKS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
                 self._open[path] = (fresh, 0)
         for path, (marks, seen) in self._open.items():

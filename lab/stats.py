@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -142,10 +143,14 @@ def repeats_to_decide(values: Sequence[float], bound: float) -> int | None:
     logs = [math.log(v) for v in values]
     distance = abs(math.fsum(logs) / len(logs) - math.log(bound))
     spread = _deviation(logs)
-    for n in range(len(values) + 1, MOST_REPEATS + 1):
-        if t_quantile(n - 1) * spread / math.sqrt(n) < distance:
-            return n
-    return None
+
+    def decides(n: int) -> bool:
+        return t_quantile(n - 1) * spread / math.sqrt(n) < distance
+
+    if not decides(MOST_REPEATS):
+        return None
+    # The interval only shrinks as n grows, so the first n that decides can be halved upon.
+    return bisect.bisect_left(range(MOST_REPEATS + 1), True, lo=len(values) + 1, key=decides)
 
 
 def t_probability(t: float, df: int) -> float:

@@ -14,10 +14,12 @@ import binascii
 import dataclasses
 import json
 import os
+import types
+import typing
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,9 @@ from lab.model import (
     Trial,
 )
 from producer import pacers, payloads
+from producer.pacers import Pacer
+
+_T = TypeVar("_T")
 
 SCHEMA = 1
 FILE = "suite.json"
@@ -105,7 +110,7 @@ def load(path: Path) -> Suite:
         document = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise BadInput(f"there is no suite at {path}; `sidestep run NAME --out {path}` makes one") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise BadInput(f"{file} is not a suite that can be read ({error}); name the suite.json of a run") from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(schema, int):
@@ -113,14 +118,16 @@ def load(path: Path) -> Suite:
     if schema > SCHEMA:
         raise BadInput(f"{file} has schema {schema} and this Sidestep reads up to {SCHEMA}; use a newer Sidestep")
     try:
-        return Suite(
-            environment=document["environment"],
-            experiments=tuple(document["experiments"]),
-            runs=tuple(_run_from_json(run) for run in document["runs"]),
-            seed=document["seed"],
-            repeats=document["repeats"],
-            quick=document["quick"],
-            left_out=document["left_out"],
+        return _checked(
+            Suite(
+                environment=document["environment"],
+                experiments=tuple(document["experiments"]),
+                runs=tuple(_run_from_json(run) for run in document["runs"]),
+                seed=document["seed"],
+                repeats=document["repeats"],
+                quick=document["quick"],
+                left_out=document["left_out"],
+            )
         )
     except (KeyError, TypeError, ValueError, AttributeError, LabError, zlib.error, binascii.Error) as error:
         raise BadInput(f"{file} is damaged ({type(error).__name__}: {error}); run the experiment again") from None
@@ -142,17 +149,17 @@ def _run_to_json(run: Run) -> dict[str, Any]:
 
 def _run_from_json(raw: Mapping[str, Any]) -> Run:
     trial, samples = raw["trial"], raw["samples"]
-    setup = Setup(**{name: _unpack(value) for name, value in trial["setup"].items()})
+    setup = _checked(Setup(**{name: _unpack(value) for name, value in trial["setup"].items()}))
     setup = dataclasses.replace(setup, args=FrozenArgs(setup.args))
     columns = {name: decode(samples[name]) for name in SAMPLE_COLUMNS}
     if {len(column) for column in columns.values()} != {samples["n"]}:
         raise ValueError("columns of unequal length")
     return Run(
-        trial=Trial(trial["experiment"], setup, trial["repeat"]),
+        trial=_checked(Trial(trial["experiment"], setup, trial["repeat"])),
         samples=Samples(**columns),
-        ledger=Ledger(**raw["ledger"]),
-        resources=Resources(**raw["resources"]),
-        faults=tuple(Fault(**fault) for fault in raw["faults"]),
+        ledger=_checked(Ledger(**raw["ledger"])),
+        resources=_checked(Resources(**raw["resources"])),
+        faults=tuple(_checked(Fault(**fault)) for fault in raw["faults"]),
     )
 
 
@@ -170,6 +177,31 @@ def _unpack(value: Any) -> Any:
         fields = {name: _unpack(inner) for name, inner in value.items() if name != "is"}
         return _KINDS[value["is"]](**fields) if "is" in value else fields
     return tuple(value) if isinstance(value, list) else value
+
+
+def _checked(value: _T) -> _T:
+    """The instance itself, if every field holds what its annotation says. Raises TypeError naming the field."""
+    for name, hint in typing.get_type_hints(type(value)).items():
+        if not _conforms(getattr(value, name), hint):
+            raise TypeError(f"{type(value).__name__}.{name} is {getattr(value, name)!r:.60}")
+    return value
+
+
+def _conforms(value: object, hint: Any) -> bool:
+    """Whether the value is of the annotated type, as deep as a damaged file makes it worth looking."""
+    if hint is Any:
+        return True
+    if hint is Pacer:
+        return type(value).__module__ == pacers.__name__
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return any(_conforms(value, one) for one in typing.get_args(hint))
+    kind = typing.get_origin(hint) or hint
+    if kind is Mapping:
+        _, inner = typing.get_args(hint)
+        return isinstance(value, Mapping) and all(_conforms(one, inner) for one in value.values())
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def encode(column: NDArray[np.int64]) -> str:

@@ -31,6 +31,8 @@ def _compare(claim: Claim, estimate: Estimate, runs: Sequence[Run]) -> tuple[Ver
         return Verdict.SUPPORTED, f"the whole interval is {claim.bound}"
     if estimate.high < claim.at_least or estimate.low > claim.at_most:
         return Verdict.REFUTED, f"the whole interval misses: {claim.bound} was predicted"
+    if estimate.n < 2:
+        return Verdict.INCONCLUSIVE, "one repeat has no interval; run more repeats"
     bound = claim.at_most if claim.at_least == float("-inf") else claim.at_least
     needed = repeats_to_decide(blocks(claim.measure, runs), bound)
     if needed is None:

@@ -37,6 +37,19 @@ def _positive(**numbers: float) -> None:
             raise PacerError(f"{name} must be a number above 0, not {value}")
 
 
+def _not_negative(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not (value >= 0 and math.isfinite(value)):
+            raise PacerError(f"{name} must be a number of 0 or more, not {value}")
+
+
+def _whole(**numbers: int) -> None:
+    _positive(**numbers)
+    for name, value in numbers.items():
+        if value != int(value):
+            raise PacerError(f"{name} must be a whole number, not {value}")
+
+
 @dataclass(frozen=True, slots=True)
 class Constant:
     """`rate_hz` jobs a second, evenly spaced."""
@@ -89,7 +102,7 @@ class Burst:
     size: int
 
     def __post_init__(self) -> None:
-        _positive(size=self.size)
+        _whole(size=self.size)
 
     @property
     def count(self) -> int:
@@ -110,9 +123,8 @@ class Ramp:
     duration_s: float
 
     def __post_init__(self) -> None:
+        _not_negative(low_rate=self.low_hz, high_rate=self.high_hz)
         _positive(duration_s=self.duration_s, highest_rate=max(self.low_hz, self.high_hz))
-        if min(self.low_hz, self.high_hz) < 0:
-            raise PacerError(f"a rate must be 0 or more, not {min(self.low_hz, self.high_hz)}")
 
     @property
     def count(self) -> int:
@@ -136,9 +148,9 @@ class Steps:
     step_s: float
 
     def __post_init__(self) -> None:
+        for rate in self.rates_hz:
+            _not_negative(rate=rate)
         _positive(step_s=self.step_s, highest_rate=max(self.rates_hz, default=0))
-        if min(self.rates_hz) < 0:
-            raise PacerError(f"a rate must be 0 or more, not {min(self.rates_hz)}")
 
     @property
     def count(self) -> int:
@@ -188,9 +200,8 @@ class Closed:
     think_s: float = 0.0
 
     def __post_init__(self) -> None:
-        _positive(clients=self.clients, size=self.size)
-        if self.think_s < 0:
-            raise PacerError(f"think_s must be 0 or more, not {self.think_s}")
+        _whole(clients=self.clients, size=self.size)
+        _not_negative(think_s=self.think_s)
 
     @property
     def count(self) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from producer.pacers import Pacer
+from producer.pacers import Closed, Pacer
 
 BATCH = 100
 """Most jobs in one pipeline. Larger saves little more; smaller lets the first of a burst start sooner."""
@@ -35,9 +36,12 @@ def publish(
 ) -> Iterator[Sent]:
     """Call `send` with the numbers of all jobs that are due, up to `batch` at once, and yield what was sent.
 
-    A slow `send` makes jobs late but never moves their due time. Time 0 is the call itself. `idle` is called before
-    sleeps long enough for it; `ended_s` feeds a closed load, in seconds since the start, and may block.
+    A slow `send` makes jobs late but never moves their due time. Time 0 is when the first is asked for.
+    `idle` is called before sleeps long enough for it; `ended_s` feeds a closed load, in seconds since the start, and may block.
     """
+    # The first look at the plan may take long; it comes before time 0, or it would make the first jobs late.
+    dues = pacer.due_s(ended_s)
+    plan = itertools.chain(list(itertools.islice(dues, 1)), dues)
     start_ns = now_ns()
     waiting: list[tuple[int, int]] = []
 
@@ -47,8 +51,9 @@ def publish(
         yield from (Sent(seq, due_ns, sent_ns) for seq, due_ns in waiting)
         waiting.clear()
 
-    closed_after = len(list(pacer.due_s()))  # jobs known in advance; a closed load learns the rest as it goes
-    for seq, due in enumerate(pacer.due_s(ended_s)):
+    # A closed load's next job waits for these to end: once its first jobs are out, hold nothing back.
+    holds_until = pacer.clients if isinstance(pacer, Closed) else None
+    for seq, due in enumerate(plan):
         due_ns = start_ns + round(due * 1e9)
         if waiting and (due_ns > now_ns() or len(waiting) >= batch):
             yield from flush()
@@ -57,8 +62,7 @@ def publish(
         if (early_ns := due_ns - now_ns()) > 0:
             sleep(early_ns / 1e9)
         waiting.append((seq, due_ns))
-        # A closed load's next job waits for these to end: hold nothing back.
-        if seq + 1 >= closed_after and closed_after < pacer.count:
+        if holds_until is not None and seq + 1 >= holds_until:
             yield from flush()
     if waiting:
         yield from flush()

@@ -27,6 +27,8 @@ CAPACITY = 1 << 16
 MARK = struct.Struct("<16s4qQIHH")
 """Job id, received, started, ended (ns of CLOCK_MONOTONIC), CPU time (ns), thread, checksum of the result, flags, 0."""
 
+TAPE_BYTES = HEADER_BYTES + CAPACITY * MARK.size
+
 DONE, FAILED, GIL = 1, 2, 4
 """Flags: the job returned; the job raised; this interpreter had its GIL switched on when the job ended."""
 
@@ -67,16 +69,17 @@ class Tape:
                 self._open()
             index, self._next = self._next, self._next + 1
             where = self._map
-        assert where is not None  # noqa: S101  _open has just set it; says so to the type checker
-        offset = HEADER_BYTES + index * MARK.size
-        MARK.pack_into(where, offset, job_id, received_ns, started_ns, 0, 0, threading.get_ident(), 0, 0, 0)
+            assert where is not None  # noqa: S101  _open has just set it; says so to the type checker
+            offset = HEADER_BYTES + index * MARK.size
+            # Under the lock too: a reader takes the first mark without a start for the end of the tape.
+            MARK.pack_into(where, offset, job_id, received_ns, started_ns, 0, 0, threading.get_ident(), 0, 0, 0)
         return where, offset
 
     def _open(self) -> None:
         self._pid, self._next = os.getpid(), 0
         path = Path(self._directory) / f"{self._pid}-{uuid.uuid4().hex[:12]}.tape"
         with path.open("w+b") as file:
-            file.truncate(HEADER_BYTES + CAPACITY * MARK.size)
+            file.truncate(TAPE_BYTES)
             self._map = mmap.mmap(file.fileno(), 0)
         header = json.dumps(
             {

@@ -64,7 +64,7 @@ def test_a_database_with_foreign_keys_is_refused_unless_told(children):
         client.set("sidestep:ours", "1")
         assert users_broker(broker.url)
         client.set("celery", "somebody's queue")
-        with pytest.raises(BadInput, match="not Sidestep's.*'celery'.*--force"):
+        with pytest.raises(BadInput, match=r"not Sidestep's.*'celery'.*--force"):
             users_broker(broker.url)
         assert users_broker(broker.url, force=True).pid is None
 
@@ -94,6 +94,5 @@ def test_a_bad_url_gets_one_line_without_the_password(url, complaint):
 
 
 def test_a_wrong_password_is_named_as_such(children):
-    with own_server(children) as broker:
-        with pytest.raises(BadInput, match="refuses the user or password"):
-            users_broker(f"redis://:wrong@{shown(broker.url).removeprefix('redis://')}")
+    with own_server(children) as broker, pytest.raises(BadInput, match="refuses the user or password"):
+        users_broker(f"redis://:wrong@{shown(broker.url).removeprefix('redis://')}")

@@ -21,7 +21,11 @@ from lab.children import Children
 from lab.broker import own_server
 children = Children()
 with own_server(children) as broker:
-    inner = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); print(p.pid, flush=True); time.sleep(600)"
+    inner = (
+        "import subprocess, sys, time; "
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); "
+        "print(p.pid, flush=True); time.sleep(600)"
+    )
     child = children.start([sys.executable, "-c", inner], stdout=subprocess.PIPE)
     grandchild = int(child.stdout.readline())
     print(json.dumps({"pids": [broker.pid, child.pid, grandchild], "directory": str(children.directory)}), flush=True)
@@ -61,7 +65,10 @@ def test_a_lab_that_is_killed_leaves_no_server_no_worker_and_no_folder(sent):
 def test_children_see_tasks_and_none_of_our_settings(monkeypatch):
     monkeypatch.setenv("SIDESTEP_BROKER", "redis://:secret@somewhere")
     with Children() as children:
-        code = "import os, json, tasks; print(json.dumps([tasks.__file__, sorted(k for k in os.environ if k.startswith('SIDESTEP_'))]))"
+        code = (
+            "import os, json, tasks; "
+            "print(json.dumps([tasks.__file__, sorted(k for k in os.environ if k.startswith('SIDESTEP_'))]))"
+        )
         child = children.start([sys.executable, "-c", code], stdout=subprocess.PIPE)
         where, settings = json.loads(child.communicate()[0])
     assert where.startswith(str(children.path))
@@ -70,7 +77,10 @@ def test_children_see_tasks_and_none_of_our_settings(monkeypatch):
 
 def test_kill_ends_a_whole_tree():
     with Children() as children:
-        inner = "import multiprocessing as m, time; p = m.get_context('fork').Process(target=time.sleep, args=(600,)); p.start(); print(p.pid, flush=True); p.join()"
+        inner = (
+            "import multiprocessing as m, time; p = m.get_context('fork').Process(target=time.sleep, args=(600,)); "
+            "p.start(); print(p.pid, flush=True); p.join()"
+        )
         child = children.start([sys.executable, "-c", inner], stdout=subprocess.PIPE)
         grandchild = int(child.stdout.readline())
         assert grandchild in [process.pid for process in tree(child)]

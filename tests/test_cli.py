@@ -22,7 +22,9 @@ ESCAPE = "\x1b"
 def sidestep(*args, cwd=None, **environ):
     env = {k: v for k, v in os.environ.items() if not k.startswith("SIDESTEP")}
     env |= {"PYTHONPATH": str(ROOT), **environ}
-    return subprocess.run([*COMMAND, *args], capture_output=True, text=True, env=env, cwd=cwd or ROOT, timeout=300)
+    return subprocess.run(
+        [*COMMAND, *args], capture_output=True, text=True, env=env, cwd=cwd or ROOT, timeout=300, check=False
+    )
 
 
 def one_line(done):
@@ -220,17 +222,30 @@ def test_a_worker_started_by_hand_works_with_the_producer(tmp_path):
         try:
             # Given five jobs sent from the command line
             sent = subprocess.run(
-                [sys.executable, "-m", "producer.cli", "--job", "snooze", "--arg", "ms=1", "--rate", "50", "--for", "100ms"],
+                [
+                    sys.executable,
+                    "-m",
+                    "producer.cli",
+                    "--job",
+                    "snooze",
+                    "--arg",
+                    "ms=1",
+                    "--rate",
+                    "50",
+                    "--for",
+                    "100ms",
+                ],
                 env=env,
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,
                 timeout=60,
+                check=False,
             )
             assert "sent 5 'snooze' jobs" in sent.stdout, sent
             # Then the worker marks all five
             deadline = time.monotonic() + 30
-            while time.monotonic() < deadline and not sum(ended(p) for p in tmp_path.glob("*.tape")) == 5:
+            while time.monotonic() < deadline and sum(ended(p) for p in tmp_path.glob("*.tape")) != 5:
                 time.sleep(0.05)
             assert sum(ended(p) for p in tmp_path.glob("*.tape")) == 5
             assert Tapes(tmp_path).headers()
@@ -265,7 +280,9 @@ def ended(path):
     ],
 )
 def test_the_producer_complains_in_one_line(args, complaint):
-    done = subprocess.run([sys.executable, "-m", "producer.cli", *args], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "producer.cli", *args], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+    )
     assert done.returncode == 2
     assert complaint in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -8,7 +8,7 @@ from lab.environment import cores
 from lab.model import LabError, Setup, Trial
 from lab.runner import Runner
 from lab.session import open_session
-from producer.pacers import Burst, Closed, Constant
+from producer.pacers import Burst, Closed
 from producer.payloads import Calibrated, EachJob, Text, Upstream
 from tasks.jobs import JOBS
 from tasks.pools import POOLS

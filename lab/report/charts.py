@@ -18,7 +18,7 @@ from lab.report.tables import MS, QUANTILES, permits
 from lab.report.units import MIB, has_interval, interval, number, sure
 from lab.stats import blocks, pss_bytes_per_slot, quantile
 
-WIDTH_PX = 460
+WIDTH_PX = 420
 """Small enough to be read on a phone, large enough for two side by side on a desk."""
 LETTER_PX = 6.3
 """About the width of a letter: room for labels at the left of a chart."""
@@ -28,6 +28,7 @@ LETTER_PX = 6.3
 class Chart:
     """A drawing, and what is said below it."""
 
+    title: str
     svg: str
     caption: str
     wide: bool = False
@@ -66,7 +67,7 @@ def forest(key: str, findings: Sequence[Finding], runs: Sequence[Run]) -> Chart 
         "hatched band is what the claim predicts: supported when the whole line lies in it, refuted when all of it "
         "lies outside."
     )
-    return Chart(drawn, caption)
+    return Chart("Claims", drawn, caption)
 
 
 def _forest_row(axes: Axes, at: int, finding: Finding, runs: Sequence[Run], limits: tuple[float, float]) -> None:
@@ -76,7 +77,7 @@ def _forest_row(axes: Axes, at: int, finding: Finding, runs: Sequence[Run], limi
     begin, end = max(claim.at_least, low), min(claim.at_most, high)
     if begin < end:
         axes.fill_betweenx(
-            [at - 0.14, at + 0.36], begin, end, facecolor="none", edgecolor=GRID, hatch="////", linewidth=0
+            [at - 0.14, at + 0.36], begin, end, facecolor="none", edgecolor=MUTED, hatch="////", linewidth=0, alpha=0.35
         )
     for bound in (claim.at_least, claim.at_most):
         if low < bound < high:
@@ -150,7 +151,7 @@ def throughput(key: str, groups: Sequence[Group]) -> Chart | None:
     top = _top(series)
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, 300, left_px=50, right_px=118, top_px=10, bottom_px=44)
+        axes = _axes(figure, 300, left_px=50, right_px=112, top_px=10, bottom_px=44)
         slots = sorted({g.setup.slots for arms in series.values() for g in arms})
         labels: list[tuple[float, str, str]] = []
         for i, (name, arms) in enumerate(series.items()):
@@ -161,10 +162,8 @@ def throughput(key: str, groups: Sequence[Group]) -> Chart | None:
             xs, ys = [x + shift for x, _ in points], [e.value for _, e in points]
             ideal = [ys[0] * x / points[0][0] for x, _ in points]
             axes.plot(xs, ideal, color=colour, linewidth=1, linestyle=(0, (1, 2)))
-            axes.plot(
-                xs, ys, color=colour, linewidth=1.6, linestyle=DASHES[i % len(DASHES)], marker=MARKERS[i % len(MARKERS)],
-                markersize=6, markeredgecolor=PAPER, markeredgewidth=0.8,
-            )  # fmt: skip
+            line = axes.plot(xs, ys, color=colour, linewidth=1.6, linestyle=DASHES[i % len(DASHES)])[0]
+            line.set(marker=MARKERS[i % len(MARKERS)], markersize=6, markeredgecolor=PAPER, markeredgewidth=0.8)
             for x, (_, e) in zip(xs, points, strict=True):
                 _whisker(axes, x, e, top, colour)
             labels.append((ys[-1], name, colour))
@@ -187,7 +186,7 @@ def throughput(key: str, groups: Sequence[Group]) -> Chart | None:
         "Throughput by concurrency with 95 % intervals over repeats. Each thin dotted line is the ideal: its own "
         "pool's single slot times the number of slots. An interval that ends in an arrow goes on beyond the chart."
     )
-    return Chart(drawn, caption)
+    return Chart("Throughput by concurrency", drawn, caption)
 
 
 def _series(groups: Sequence[Group]) -> dict[str, list[Group]]:
@@ -292,7 +291,7 @@ def latency(key: str, groups: Sequence[Group]) -> Chart | None:
         "Latency counted from the moment a job was due, all repeats' jobs together; a percentile is drawn where "
         "there are jobs enough for it. The grey bar is the range of the single repeats' medians."
     )
-    return Chart(drawn, caption)
+    return Chart("Latency by setup", drawn, caption)
 
 
 def memory(key: str, groups: Sequence[Group]) -> Chart | None:
@@ -322,7 +321,7 @@ def memory(key: str, groups: Sequence[Group]) -> Chart | None:
         "Proportional set size of the workers' process tree at the end, divided by its slots: mean over repeats "
         "(bar and figure), and each repeat (ticks)."
     )
-    return Chart(drawn, caption)
+    return Chart("Memory per slot", drawn, caption)
 
 
 def _axes(figure: Figure, height: float, *, left_px: float, right_px: float, top_px: float, bottom_px: float) -> Axes:

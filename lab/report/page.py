@@ -127,9 +127,9 @@ def evidence(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Ex
 def figure(chart: Chart) -> str:
     """A chart in its own box."""
     # A chart too wide for a phone scrolls in its box, and so must be reachable by keyboard.
-    box = '<div class="scroll" tabindex="0" role="region" aria-label="Chart">' if chart.wide else '<div class="scroll">'
+    label = f' tabindex="0" role="region" aria-label="{escape(chart.title)}"' if chart.wide else ""
     css = "chart wide" if chart.wide else "chart"
-    return f'<figure class="{css}">{box}\n{chart.svg}</div>\n<figcaption>{escape(chart.caption)}</figcaption></figure>'
+    return f'<figure class="{css}"><div class="scroll"{label}>\n{chart.svg}</div>\n<figcaption>{escape(chart.caption)}</figcaption></figure>'
 
 
 def machine(suite: Suite, _: Sequence[Finding], __: Sequence[Experiment]) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Why n slots are not n times as fast: the speed-up taken apart, exactly.
 
 A run's slots offer  slots * wall  seconds; jobs are under way for  sum(service) = busy * slots * wall  of them. With
-jobs = sum(service) / mean(service), the rate  jobs / wall  is  slots * busy / mean(service). Divided by the same with one
-slot:
+jobs = sum(service) / mean(service), the rate  jobs / wall  is  slots * busy / mean(service). Divided by the same with
+one slot:
 
     speed-up = slots ratio * (busy_c / busy_1) * (service_1 / service_c)
 

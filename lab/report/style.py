@@ -22,7 +22,7 @@ body {
 }
 h1, h2, h3 { line-height: 1.25; margin: 0; text-wrap: balance; }
 h1 { font-size: 1.75rem; }
-h2 { font-size: 1.35rem; margin-top: 3rem; padding-top: 1rem; border-top: 2px solid var(--ink); }
+h2 { font-size: 1.35rem; margin: 3rem 0 .8rem; padding-top: 1rem; border-top: 2px solid var(--ink); }
 h3 { font-size: 1.05rem; }
 p, ul, dl { margin: .5rem 0; max-width: 44rem; }
 a { color: inherit; text-underline-offset: .15em; }
@@ -41,16 +41,17 @@ nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; list-sty
 .verdict .id { font-weight: 400; text-transform: none; letter-spacing: 0; color: var(--muted); float: right; }
 .figure { font-size: 1.1rem; font-variant-numeric: tabular-nums; }
 .figure strong { font-size: 1.35rem; }
+.figure small { white-space: nowrap; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem .8rem; }
 dt { color: var(--muted); }
 dd { margin: 0; min-width: 0; }
 .card dl { font-size: .92rem; }
 figure { margin: 0; min-width: 0; }
-figcaption, .note, caption + * small { color: var(--muted); font-size: .85rem; }
+figcaption, .note { color: var(--muted); font-size: .85rem; }
 figcaption { max-width: 44rem; }
 .charts { margin: 1rem 0; align-items: start; }
-.chart svg { display: block; width: 100%; height: auto; max-width: 34rem; }
-.chart.wide svg { max-width: none; min-width: 34rem; }
+.chart svg { display: block; width: 100%; height: auto; max-width: 32rem; }
+.chart.wide svg { max-width: none; min-width: 46rem; }
 .scroll { overflow-x: auto; max-width: 100%; }
 .table { margin: 1.6rem 0; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
@@ -59,9 +60,13 @@ th, td { padding: .25rem .9rem .25rem 0; text-align: right; vertical-align: base
 th:first-child { text-align: left; }
 thead th { vertical-align: bottom; border-bottom: 1px solid var(--ink); }
 thead small { display: block; font-weight: 400; color: var(--muted); }
-tbody th { font-weight: 400; }
+tbody th { font-weight: 400; position: sticky; left: 0; background: var(--paper); }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 :focus-visible { outline: 2px solid var(--s1); outline-offset: 2px; }
+@media (max-width: 30rem) {
+  .card dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
+  .card dd { margin-bottom: .35rem; }
+}
 @media (min-width: 52rem) {
   .cards, .charts { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.2rem 1.6rem; }
   .wide { grid-column: 1 / -1; }
@@ -83,6 +88,7 @@ tbody tr + tr > * { border-top: 1px solid var(--grid); }
   .scroll { overflow: visible; }
   table { font-size: .85rem; }
   th, td { padding-right: .6rem; }
+  tbody th { position: static; }
   .chart.wide svg { min-width: 0; }
 }
 """

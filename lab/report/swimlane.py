@@ -22,7 +22,7 @@ from lab.stats import matches
 
 Reals = NDArray[np.floating[Any]]
 
-WIDTH_PX = 720
+WIDTH_PX = 860
 MOST_PANELS = 6
 MOST_LANES = 40
 """In the whole chart, shared out among its panels."""
@@ -139,7 +139,7 @@ def swimlane(key: str, groups: Sequence[Group], findings: Sequence[Finding]) -> 
         title="Which slot ran what, and when",
         description=f"{said}.",
     )
-    return Chart(image, _caption(panels), wide=True)
+    return Chart("Which slot ran what, and when", image, _caption(panels), wide=True)
 
 
 LEFT_PX, RIGHT_PX = 14, 14
@@ -195,8 +195,12 @@ def _title(panel: Lanes, lanes: int, window_s: float) -> str:
     shown = int(np.sum((panel.lane < lanes) & (starts_s < window_s)))
     total = len(starts_s)
     parts.append(f"{shown} of {total} jobs" if shown < total else f"{total} jobs")
-    parts.append(f"{number(float(np.mean(stalled_share(panel.run))) * 100, decimals=1)} % stalled")
+    parts.append(f"{_per_cent(float(np.mean(stalled_share(panel.run))))} stalled")
     return ", ".join(parts)
+
+
+def _per_cent(share: float) -> str:
+    return "under 0.1 %" if 0 < share < 0.0005 else f"{number(share * 100, decimals=1)} %"
 
 
 def _caption(panels: Sequence[Lanes]) -> str:

@@ -93,7 +93,7 @@ def _latency_row(group: Group) -> tuple[str, ...]:
     return (
         group.label,
         *(_quantile_ms(latency_s, q) for q, _, _ in QUANTILES),
-        number(float(latency_s.max()) * MS) if len(latency_s) else NONE,
+        number(float(latency_s.max()) * MS, decimals=3) if len(latency_s) else NONE,
         _from_to(medians, MS),
         lag,
         str(group.jobs),
@@ -101,7 +101,7 @@ def _latency_row(group: Group) -> tuple[str, ...]:
 
 
 def _quantile_ms(values_s: Seconds, q: float) -> str:
-    return number(quantile(values_s, q) * MS) if permits(len(values_s), q) else NONE
+    return number(quantile(values_s, q) * MS, decimals=3) if permits(len(values_s), q) else NONE
 
 
 def _from_to(values: Sequence[float], scale: float) -> str:
