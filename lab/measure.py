@@ -11,7 +11,7 @@ from lab import broker as brokers
 from lab.environment import SAME_MACHINE, cores, fingerprint, noise_floor
 from lab.model import BadInput, Experiment, Setup, Suite, Trial
 from lab.plan import expected_s, plan
-from lab.runner import Runner
+from lab.runner import RETAKES, Runner
 from lab.session import open_session
 from lab.store import FILE, SuiteFile, load
 from tasks.pools import POOLS
@@ -96,7 +96,8 @@ def measure(order: Order, *, say: Callable[[str], None], idle: Callable[[], None
             left_out={label: why for _, left_out in planned.values() for label, why in left_out.items()},
         )
         suite = continued(suite, old) if old else suite
-        runner = Runner(session, here, idle)
+        # A quick look must stay quick on a busy machine too.
+        runner = Runner(session, here, retakes=1 if order.quick else RETAKES, idle=idle)
         yield Step(
             None, None, suite, sum(expected_s(t, cores=here) for ts, _ in planned.values() for t in pending(ts, suite))
         )

@@ -35,7 +35,7 @@ LOOK_S = 0.01
 PATIENCE = 5.0
 PATIENCE_S = 20.0
 """A run may take this many times, and this much longer, than expected before its missing jobs count as lost."""
-RETRIES = 2
+RETAKES = 2
 """A run on a noisy machine is taken again this often before its fault stands."""
 NOISE = frozenset({"noisy_machine"})
 
@@ -46,20 +46,22 @@ class Runner:
 
     session: Session
     cores: int
+    retakes: int = RETAKES
     idle: Callable[[], None] = lambda: None
     """Called now and then while nothing urgent happens, such as to draw a progress bar."""
 
     def run(self, trial: Trial) -> Run:
-        """Run the trial; again, up to twice, when others used the machine meanwhile.
+        """Run the trial; again, up to `retakes` times, when others used the machine meanwhile.
 
         Raises LabError when its workers do not come up.
         """
-        for attempt in range(RETRIES + 1):
+        retakes_left = self.retakes
+        while True:
             run = self._once(trial)
             run = replace(run, faults=faults(run))
-            if attempt == RETRIES or not any(fault.check in NOISE for fault in run.faults):
+            if not retakes_left or not any(fault.check in NOISE for fault in run.faults):
                 return run
-        raise AssertionError("unreachable")
+            retakes_left -= 1
 
     def _once(self, trial: Trial) -> Run:
         nonce = secrets.randbits(63)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def _ratio_range(rows: Sequence[Finding], runs: Sequence[Run]) -> tuple[float, f
 
 
 def _log_ticks(axes: Axes, low: float, high: float) -> None:
-    ticks = _steps(low, high)
+    ticks = _steps(low, high, room_px=axes.get_position().width * WIDTH_PX)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -122,22 +123,23 @@ def _log_ticks(axes: Axes, low: float, high: float) -> None:
     axes.set_axisbelow(True)
 
 
-def _steps(low: float, high: float) -> list[float]:
-    """Round numbers between the two: as many as can be told apart."""
+def _steps(low: float, high: float, *, room_px: float) -> list[float]:
+    """Round numbers between the two: as many as have room for their figures."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     choices: tuple[tuple[float, ...], ...] = (
         (1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
     )  # fmt: skip
     found: list[float] = []
     for choice in choices:
-        steps = [round(m * 10.0**d, 12) for d in decades for m in choice if low <= round(m * 10.0**d, 12) <= high]
-        if len(steps) > MOST_TICKS:
+        steps = [step for d in decades for m in choice if low <= (step := round(m * 10.0**d, 12)) <= high]
+        gaps = [math.log(after / before) / math.log(high / low) for before, after in itertools.pairwise(steps)]
+        if gaps and min(gaps) * room_px < LEAST_GAP_PX:
             break
         found = steps
     return found
 
 
-MOST_TICKS = 9
+LEAST_GAP_PX = 30
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[object, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)), (0, (8, 3)))

@@ -25,9 +25,10 @@ ENTRIES: Mapping[str, tuple[str, Words]] = {
     "architecture": ("Architecture", str),
     "kernel": ("Kernel", str),
     "clocksource": ("Clock source", str),
+    "boot_id": ("Boot", str),
     "noise_floor": (
         "Noise floor",
-        lambda floor: f"{share(floor)} (interquartile range over median of the same short job, before the first run)",
+        lambda floor: f"{share(floor)} (interquartile range over median of one short job, repeated)",
     ),
     "python": ("Python", str),
     "implementation": ("Implementation", str),
@@ -39,18 +40,25 @@ ENTRIES: Mapping[str, tuple[str, Words]] = {
     "revision": ("Revision", str),
 }
 """Names in the environment, what the page calls them and how it says their values."""
+MAY_BE_NONE = frozenset({"cgroup_cores"})
+"""Where nothing is an answer, not a gap."""
 
 
 def fingerprint(environment: Mapping[str, Any]) -> dict[str, str]:
     """Heading and value of everything known, in a fixed order; what has no words of its own comes last as it is."""
-    known = {title: _say(environment.get(name), words) for name, (title, words) in ENTRIES.items()}
-    others = {name: _say(value, str) for name, value in sorted(environment.items()) if name not in ENTRIES}
+    known = {
+        title: _say(environment.get(name), words, absent="none" if name in MAY_BE_NONE else "not known")
+        for name, (title, words) in ENTRIES.items()
+    }
+    others = {
+        name: _say(value, str, absent="none") for name, value in sorted(environment.items()) if name not in ENTRIES
+    }
     return {**known, **others}
 
 
-def _say(value: Any, words: Words) -> str:
+def _say(value: Any, words: Words, *, absent: str) -> str:
     if value is None:
-        return "not known"
+        return absent
     try:
         return words(value)
     except (TypeError, ValueError, AttributeError):

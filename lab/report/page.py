@@ -129,7 +129,8 @@ def figure(chart: Chart) -> str:
     # A chart too wide for a phone scrolls in its box, and so must be reachable by keyboard.
     label = f' tabindex="0" role="region" aria-label="{escape(chart.title)}"' if chart.wide else ""
     css = "chart wide" if chart.wide else "chart"
-    return f'<figure class="{css}"><div class="scroll"{label}>\n{chart.svg}</div>\n<figcaption>{escape(chart.caption)}</figcaption></figure>'
+    caption = f"<figcaption>{escape(chart.caption)}</figcaption>"
+    return f'<figure class="{css}"><div class="scroll"{label}>\n{chart.svg}</div>\n{caption}</figure>'
 
 
 def machine(suite: Suite, _: Sequence[Finding], __: Sequence[Experiment]) -> Iterator[str]:

@@ -197,8 +197,8 @@ def service(groups: Sequence[Group]) -> Table | None:
     ]
     if any(is_green(g) for g in seen):
         notes.append(
-            "Greenlets share one thread, whose CPU clock counts the others' work too: there `on CPU` is an upper bound "
-            "and `stalled` a lower one."
+            "Greenlets share one thread, whose CPU clock counts the others' work too: there time on the CPU is an "
+            "upper bound and stalled time a lower one."
         )
     return Table("What a job's time was made of", columns, rows, tuple(notes))
 
