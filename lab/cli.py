@@ -222,7 +222,8 @@ def _follow(step: Step, progress: TrialProgress, human: Console) -> None:
         setup = step.trial.setup
         progress.start(f"{step.experiment.name}: {setup.label}, repeat {step.trial.repeat + 1}", step.expected_s)
     elif step.complete:
-        for part in verdicts(step.suite, judge_all([step.experiment], step.suite), [step.experiment]):
+        own = step.suite.only(step.experiment.name)
+        for part in verdicts(own, judge_all([step.experiment], own), [step.experiment]):
             human.print(part)
     else:
         progress.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -129,6 +130,12 @@ def _broker(url: str | None) -> Diagnosis:
 
 
 def _pools() -> Iterator[Diagnosis]:
+    try:
+        multiprocessing.get_context("fork").Lock()
+        yield Diagnosis("shared locks", State.OK, "processes can share them")
+    except OSError as error:
+        says = f"prefork cannot start ({error.strerror}): /dev/shm must be there and writable for this user"
+        yield Diagnosis("shared locks", State.MISSING, says, needed=True)
     for pool in POOLS.values():
         if pool.missing:
             yield Diagnosis(f"pool {pool.name}", State.MISSING, pool.missing)

@@ -350,3 +350,13 @@ class Suite:
     quick: bool = False
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Setups that could not run here, and why: "experiment · label" -> reason."""
+
+    def only(self, name: str) -> Suite:
+        """The part of the suite that belongs to one experiment."""
+        return replace(
+            self,
+            experiments=(name,),
+            runs=tuple(run for run in self.runs if run.trial.experiment == name),
+            repeats={n: count for n, count in self.repeats.items() if n == name},
+            left_out={label: why for label, why in self.left_out.items() if label.startswith(f"{name} ·")},
+        )

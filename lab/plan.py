@@ -9,7 +9,7 @@ from dataclasses import replace
 from lab.model import Experiment, Setup, Trial
 from producer.payloads import Calibrated, Upstream
 
-BOOT_S = {"queued": 1.6, "bare": 0.6}
+BOOT_S = {"queued": 0.9, "bare": 0.35}
 """Seconds to start, warm and stop an arena on a two-core machine: only for the estimate of the time left."""
 
 

@@ -37,8 +37,8 @@ def publish(
     """Call `send` with the numbers of all jobs that are due, up to `batch` at once, and yield what was sent.
 
     A slow `send` makes jobs late but never moves their due time. Time 0 is when the first is asked for.
-    `idle` is called before sleeps long enough for it; `ended_s` feeds a closed load, in seconds since the start, and may
-    block.
+    `idle` is called before sleeps long enough for it; `ended_s` feeds a closed load, in seconds since the start,
+    and may block.
     """
     # The first look at the plan may take long; it comes before time 0, or it would make the first jobs late.
     dues = pacer.due_s(ended_s)

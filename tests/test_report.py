@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from rich.console import Console
 
 from lab.model import (
@@ -28,7 +29,6 @@ from lab.model import (
     Resources,
     Run,
     Samples,
-    Seconds,
     Setup,
     Suite,
     Trial,
@@ -127,7 +127,7 @@ def a_run(
     return Run(Trial(experiment, setup, repeat), samples, Ledger(jobs, jobs, 0, 0), resources, faults)
 
 
-def ns(seconds: Seconds) -> Nanoseconds:
+def ns(seconds: NDArray[Any]) -> Nanoseconds:
     return np.round(seconds * 1e9).astype(np.int64)
 
 
@@ -290,6 +290,18 @@ def test_every_claim_is_answered_in_words_on_page_and_terminal(name: str) -> Non
 @anyhow
 def test_no_line_on_the_terminal_is_longer_than_80_columns(name: str) -> None:
     assert max(map(len, printed(VARIANTS[name]).splitlines())) <= 80
+
+
+def test_long_labels_wrap_and_no_number_is_cut_short() -> None:
+    setups = [
+        replace(SPIN, pool="eventlet", concurrency=10, job=job, args=FrozenArgs(), preset=preset, marks=marks)
+        for job in ("noop", "digest")
+        for preset in ("default", "lossless")
+        for marks in (True, False)
+    ]
+    prints = printed(a_suite([a_run(setup, repeat=r, cpu_share=0.7) for setup in setups for r in range(3)]))
+    assert max(map(len, prints.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in prints
 
 
 def test_a_readers_own_matplotlib_settings_change_nothing() -> None:

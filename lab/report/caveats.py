@@ -43,7 +43,7 @@ def caveats(suite: Suite, experiments: Iterable[Experiment]) -> Iterator[str]:
     for name, experiment in shown(suite, experiments):
         yield from _interrupted(suite, name, experiment)
     if suite.left_out:
-        yield f"{plural(len(suite.left_out), 'setup')} could not run here; they are listed under “Left out”."
+        yield f"{plural(len(suite.left_out), 'setup')} could not run here: see “Left out”."
     faulty = sum(bool(run.faults) for run in suite.runs)
     if faulty:
         yield f"{faulty} of {plural(len(suite.runs), 'run')} had faults; claims that use them are invalid."

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-from lab.model import Estimate, Finding, Run
+from lab.model import Estimate, Finding, Run, Verdict
 from lab.report import words
 from lab.report.groups import Group, rate_hz, single
 from lab.report.svg import GRID, INK, MUTED, PAPER, SERIES, SMALL, svg
@@ -64,9 +64,9 @@ def forest(key: str, findings: Sequence[Finding], runs: Sequence[Run]) -> Chart 
     )
     drawn = svg(paint, width_px=WIDTH_PX, height_px=height, key=key, title="Claims", description=f"{said}.")
     caption = (
-        "Estimate (dot) with its 95 % interval (line) for each claim; small ticks are the single repeats. The "
-        "hatched band is what the claim predicts: supported when the whole line lies in it, refuted when all of it "
-        "lies outside."
+        "Estimate (dot; hollow where invalid) with its 95 % interval (line; an arrow where it goes on beyond the "
+        "chart); small ticks are the single repeats. The hatched band is what the claim predicts: supported when the "
+        "whole line lies in it, refuted when all of it lies outside."
     )
     return Chart("Claims", drawn, caption)
 
@@ -91,7 +91,10 @@ def _forest_row(axes: Axes, at: int, finding: Finding, runs: Sequence[Run], limi
                 axes.plot([edge], [middle], marker=marker, color=INK, markersize=6, clip_on=False)
     ticks = [value for value in blocks(claim.measure, runs) if low <= value <= high]
     axes.plot(ticks, [at + 0.3] * len(ticks), linestyle="", marker="|", markersize=5, color=MUTED)
-    axes.plot([estimate.value], [middle], marker="o", markersize=7, color=INK, markeredgecolor=PAPER, markeredgewidth=1)
+    if finding.verdict is Verdict.INVALID:
+        axes.plot([estimate.value], [middle], marker="o", markersize=6, color=PAPER, markeredgecolor=INK)
+    else:
+        axes.plot([estimate.value], [middle], marker="o", markersize=7, color=INK, markeredgecolor=PAPER)
     line = axes.get_yaxis_transform()
     axes.text(0, at - 0.36, f"{words.short_id(claim)}: {claim.bound}", transform=line, va="center", fontsize=SMALL)
     axes.text(1, at - 0.36, finding.verdict.value, transform=line, ha="right", va="center", fontsize=SMALL)
@@ -155,7 +158,7 @@ def throughput(key: str, groups: Sequence[Group]) -> Chart | None:
     def paint(figure: Figure) -> None:
         axes = _axes(figure, 300, left_px=50, right_px=112, top_px=10, bottom_px=44)
         slots = sorted({g.setup.slots for arms in series.values() for g in arms})
-        labels: list[tuple[float, str, str]] = []
+        labels: list[tuple[float, str, str, str]] = []
         for i, (name, arms) in enumerate(series.items()):
             colour = SERIES[i % len(SERIES)]
             points = [(g.setup.slots, e) for g in arms if (e := g.estimate(rate_hz))]
@@ -168,17 +171,18 @@ def throughput(key: str, groups: Sequence[Group]) -> Chart | None:
             line.set(marker=MARKERS[i % len(MARKERS)], markersize=6, markeredgecolor=PAPER, markeredgewidth=0.8)
             for x, (_, e) in zip(xs, points, strict=True):
                 _whisker(axes, x, e, top, colour)
-            labels.append((ys[-1], name, colour))
+            labels.append((ys[-1], name, colour, MARKERS[i % len(MARKERS)]))
         axes.set(ylim=(0, top), xlim=(slots[0] - 0.15, slots[-1] + 0.1 * (slots[-1] - slots[0])))
         axes.set_xticks(slots)
         axes.set_xlabel("slots (concurrency)")
         axes.set_ylabel("jobs/s")
         axes.grid(visible=True, axis="y", zorder=0)
-        for (y, name, colour), place in zip(labels, _apart([y for y, _, _ in labels], top * 14 / 246), strict=True):
-            axes.annotate(
-                name, (slots[-1] * 1.0, y), xytext=(1.04, place), textcoords=axes.get_yaxis_transform(), va="center",
-                fontsize=SMALL, color=colour, annotation_clip=False,
-            )  # fmt: skip
+        places = _apart([y for y, _, _, _ in labels], top * 14 / 246)
+        for (_, name, colour, marker), place in zip(labels, places, strict=True):
+            # Marker and name at the edge: who cannot see the colour follows the shape.
+            edge = axes.get_yaxis_transform()
+            axes.plot([1.05], [place], marker=marker, color=colour, markersize=5, transform=edge, clip_on=False)
+            axes.text(1.09, place, name, transform=edge, va="center", fontsize=SMALL, color=colour)
 
     said = "; ".join(f"{g.label}: {sure(g.estimate(rate_hz))} jobs/s" for arms in series.values() for g in arms)
     drawn = svg(

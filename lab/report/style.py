@@ -41,6 +41,8 @@ nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; list-sty
 .verdict .id { font-weight: 400; text-transform: none; letter-spacing: 0; color: var(--muted); float: right; }
 .figure { font-size: 1.1rem; font-variant-numeric: tabular-nums; }
 .figure strong { font-size: 1.35rem; }
+.card.invalid .figure { color: var(--muted); }
+.card.invalid .figure strong { font-size: 1.1rem; font-weight: 400; }
 .figure small { white-space: nowrap; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem .8rem; }
 dt { color: var(--muted); }

@@ -115,7 +115,8 @@ def _rich(table: Table) -> Iterator[RenderableType]:
         rows = [[row[0], *map(_stacked, row[1:])] for row in rows]
     rich = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for i, heading in enumerate(headings):
-        rich.add_column(Text(heading), justify="right" if i else "left", no_wrap=True)
+        # A long label may wrap, a number must not: half a number is a wrong one.
+        rich.add_column(Text(heading), justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
     for row in rows:
         # Text, not str: a label may hold brackets, which rich would take for markup.
         rich.add_row(*map(Text, row))
