@@ -129,11 +129,10 @@ def _log_ticks(axes: Axes, low: float, high: float) -> None:
 def _steps(low: float, high: float, *, room_px: float) -> list[float]:
     """Round numbers between the two: as many as have room for their figures."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    choices: tuple[tuple[float, ...], ...] = (
-        (1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
-    )  # fmt: skip
+    coarse: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
+    fine = (tuple(m / parts for m in range(parts, 10 * parts)) for parts in (5, 10, 20, 50))
     found: list[float] = []
-    for choice in choices:
+    for choice in (*coarse, *fine):
         steps = [step for d in decades for m in choice if low <= (step := round(m * 10.0**d, 12)) <= high]
         gaps = [math.log(after / before) / math.log(high / low) for before, after in itertools.pairwise(steps)]
         if gaps and min(gaps) * room_px < LEAST_GAP_PX:
@@ -281,7 +280,7 @@ def latency(key: str, groups: Sequence[Group]) -> Chart | None:
         axes.set_yticks(range(len(seen)), [g.label for g in seen])
         axes.tick_params(axis="y", length=0)
         _log_ticks(axes, *axes.get_xlim())
-        axes.set_xlabel("latency from due to ended, ms, log scale")
+        axes.set_xlabel("latency from due to ended, ms, log scale", loc="right")
         handles, names = axes.get_legend_handles_labels()
         spaces = {"columnspacing": 0.9, "handletextpad": 0.1, "borderpad": 0.1}
         figure.legend(handles, names, loc="upper right", ncols=len(names), **spaces)
@@ -319,7 +318,7 @@ def memory(key: str, groups: Sequence[Group]) -> Chart | None:
         axes.set(xlim=(0, top * 1.03), ylim=(len(weighed) - 0.5, -0.5))
         axes.set_yticks(range(len(weighed)), [g.label for g, _ in weighed])
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("memory per slot (PSS), MiB")
+        axes.set_xlabel("memory per slot (PSS), MiB", loc="right")
 
     said = "; ".join(f"{g.label}: {number(math.fsum(values) / len(values))} MiB" for g, values in weighed)
     drawn = svg(paint, width_px=WIDTH_PX, height_px=height, key=key, title="Memory per slot", description=f"{said}.")

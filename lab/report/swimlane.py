@@ -23,7 +23,7 @@ from lab.stats import matches
 Reals = NDArray[np.floating[Any]]
 
 WIDTH_PX = 860
-MOST_PANELS = 6
+MOST_PANELS = 8
 MOST_LANES = 40
 """In the whole chart, shared out among its panels."""
 MOST_LANES_OF_ONE = 16
@@ -81,7 +81,7 @@ def stalled_share(run: Run) -> Seconds:
 
 
 def chosen(groups: Sequence[Group], findings: Sequence[Finding]) -> list[Group]:
-    """The setups that the claims compare; where there are none, the first few."""
+    """The setups that the claims compare; where there are none, all."""
     compared = [
         group
         for group in groups
@@ -92,12 +92,13 @@ def chosen(groups: Sequence[Group], findings: Sequence[Finding]) -> list[Group]:
             for run in group.runs
         )
     ]
-    return [group for group in compared or list(groups) if group.jobs][:MOST_PANELS]
+    return [group for group in compared or list(groups) if group.jobs]
 
 
 def swimlane(key: str, groups: Sequence[Group], findings: Sequence[Finding]) -> Chart | None:
     """The first repeat of the setups that claims compare, on one clock; None where no job was seen."""
-    panels = [drawn for group in chosen(groups, findings) if (drawn := lanes(group))]
+    candidates = chosen(groups, findings)
+    panels = [drawn for group in candidates[:MOST_PANELS] if (drawn := lanes(group))]
     if not panels:
         return None
     kept = _share_out([min(panel.count, MOST_LANES_OF_ONE) for panel in panels], MOST_LANES)
@@ -139,7 +140,7 @@ def swimlane(key: str, groups: Sequence[Group], findings: Sequence[Finding]) -> 
         title="Which slot ran what, and when",
         description=f"{said}.",
     )
-    return Chart("Which slot ran what, and when", image, _caption(panels), wide=True)
+    return Chart("Which slot ran what, and when", image, _caption(panels, of=len(candidates)), wide=True)
 
 
 LEFT_PX, RIGHT_PX = 14, 14
@@ -203,12 +204,14 @@ def _per_cent(share: float) -> str:
     return "under 0.1 %" if 0 < share < 0.0005 else f"{number(share * 100, decimals=1)} %"
 
 
-def _caption(panels: Sequence[Lanes]) -> str:
+def _caption(panels: Sequence[Lanes], *, of: int) -> str:
     says = (
         f"The first repeat (repeat {panels[0].run.trial.repeat + 1}), on one clock; one lane a thread, one bar a "
         "job. The filled part of a bar's height is the share of its time on the CPU: how much is measured, when is "
         "not. Per cents are means over all jobs of the run; where jobs or lanes are cut, the title says so."
     )
+    if len(panels) < of:
+        says += f" Shown are {len(panels)} of {of} setups."
     if any(panel.packed for panel in panels):
         says += (
             " Where each job has a greenlet of its own, lanes are places found for the jobs; greenlets share one "
