@@ -9,7 +9,7 @@ experiment = Experiment(
     question="Does a second thread, or a second process, speed up pure-Python work?",
     # 25 ms a job: the queue's own millisecond or two must not hide what the GIL does.
     base=Setup(job="spin", args={"loops": Calibrated(ms=25)}, pacer=Burst(60)),
-    quick={"pacer": Burst(24)},
+    quick={"pacer": Burst(26)},
     arms=(
         Arms({"pool": ("threads", "prefork"), "concurrency": (UP_TO_CORES,)}),
         Arms({"queued": (False,), "pool": ("serial",)}),

@@ -314,6 +314,8 @@ class Experiment:
     arms: tuple[Arms, ...]
     claims: tuple[Claim, ...]
     repeats: int = 5
+    side_by_side: str | None = None
+    """A field of Setup: setups that differ in it alone run one after the other, so that drift cannot come between."""
     quick: Mapping[str, Any] = field(default_factory=dict)
     """What `--quick` changes in every setup."""
     quick_repeats: int = 4

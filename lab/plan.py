@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 from lab.model import Experiment, Setup, Trial
 from producer.payloads import Calibrated, Upstream
@@ -25,7 +26,8 @@ def plan(
 ) -> list[Trial]:
     """Every setup once per repeat, each repeat in its own random order.
 
-    A machine that slows down halfway then slows every setup alike.
+    A machine that slows down halfway then slows every setup alike. Setups that the experiment wants side by side stay
+    together, in random order among themselves.
     """
     rng = random.Random(f"{seed} {experiment.name}")
     chosen = list(experiment.setups(cores=cores, quick=quick) if setups is None else setups)
@@ -33,9 +35,21 @@ def plan(
         chosen = [replace(setup, python=python) for setup in chosen]
     trials: list[Trial] = []
     for repeat in range(repeats or (experiment.quick_repeats if quick else experiment.repeats)):
-        rng.shuffle(chosen)
-        trials += [Trial(experiment.name, setup, repeat) for setup in chosen]
+        groups = _side_by_side(chosen, experiment.side_by_side)
+        rng.shuffle(groups)
+        for group in groups:
+            rng.shuffle(group)
+            trials += [Trial(experiment.name, setup, repeat) for setup in group]
     return trials
+
+
+def _side_by_side(setups: Sequence[Setup], name: str | None) -> list[list[Setup]]:
+    """The setups in groups that differ in the named field alone; without a name each is its own group."""
+    groups: dict[Setup, list[Setup]] = {}
+    for setup in setups:
+        key = setup if name is None else replace(setup, **cast("dict[str, Any]", {name: None}))
+        groups.setdefault(key, []).append(setup)
+    return list(groups.values())
 
 
 def expected_s(trial: Trial, *, cores: int) -> float:

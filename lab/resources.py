@@ -15,6 +15,10 @@ OUR_COMMANDS = frozenset({"info", "scan", "dbsize", "unlink", "client", "hello",
 """Run by the lab while it looks, or once per connection: not part of a job's price."""
 
 
+LOOK_COMMANDS = ("multi", "llen", "hlen", "exec")
+"""What one look at the queue runs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Counters at one moment. The difference of two is a run's."""
@@ -73,9 +77,11 @@ def others_cpu_s(before: Snapshot, after: Snapshot) -> float:
     return max(0.0, (after.busy_s - before.busy_s) - (ours(after) - ours(before)))
 
 
-def commands_between(before: Snapshot, after: Snapshot) -> dict[str, int]:
-    """Broker commands that ran between two snapshots, without the lab's own."""
+def commands_between(before: Snapshot, after: Snapshot, *, looks: int) -> dict[str, int]:
+    """Broker commands that ran between two snapshots, without the lab's own and without its looks at the queue."""
     counts = {name: calls - before.commands.get(name, 0) for name, calls in after.commands.items()}
+    for name in LOOK_COMMANDS:
+        counts[name] = counts.get(name, 0) - looks
     return {name: n for name, n in sorted(counts.items()) if n > 0 and name.split("|")[0] not in OUR_COMMANDS}
 
 

@@ -102,13 +102,13 @@ class Runner:
                 id_of=lambda seq: job_id(load.nonce, seq),
             )
             progress = Progress(tapes, load.nonce)
-            before = self._snapshot(arena)
+            before, looks = self._snapshot(arena), queue.looks
             start_ns = time.monotonic_ns()
             ended_s = self._ends(progress, start_ns, arena, trial)
             sent = list(publish(setup.pacer, sender, ended_s=ended_s, idle=self.idle))
             sender.close()
             drained_ns = self._drain(trial, progress, queue, arena, len(sent))
-            after = self._snapshot(arena)
+            after, looks = self._snapshot(arena), queue.looks - looks
             samples, ledger = observe(sent, tapes.marks(load.nonce), expected=load.expected)
             tapes.headers()
             if not setup.marks:
@@ -116,7 +116,7 @@ class Runner:
                 # Without marks the broker's word is all there is: what it no longer holds was acknowledged.
                 ledger = Ledger(issued=len(sent), done=len(sent) - left, failed=0, lost=left)
             drained_s = None if drained_ns is None else (drained_ns - sent[0].due_ns) / 1e9
-            return self._run(trial, arena, before, after, samples, ledger, drained_s)
+            return self._run(trial, arena, before, after, samples, ledger, drained_s, looks)
         finally:
             arena.close()
             app.close()
@@ -144,7 +144,7 @@ class Runner:
             pairs = enumerate(zip(due_ns, sent_ns, strict=True))
             sent = [Sent(seq, start_ns + due, moment) for seq, (due, moment) in pairs]
             samples, ledger = observe(sent, tapes.marks(load.nonce), expected=load.expected)
-            return self._run(trial, program, before, after, samples, ledger, None)
+            return self._run(trial, program, before, after, samples, ledger, None, 0)
         finally:
             program.close()
 
@@ -157,6 +157,7 @@ class Runner:
         samples: Samples,
         ledger: Ledger,
         drained_s: float | None,
+        looks: int,
     ) -> Run:
         wall_s = float(samples.ended_ns.max()) / 1e9 if len(samples) else drained_s
         if not wall_s:
@@ -174,7 +175,7 @@ class Runner:
             producer_cpu_s=after.producer_cpu_s - before.producer_cpu_s,
             others_cpu_s=resources.others_cpu_s(before, after),
             steal_s=steal,
-            commands=resources.commands_between(before, after) if queued else {},
+            commands=resources.commands_between(before, after, looks=looks) if queued else {},
             bytes_in=after.bytes_in - before.bytes_in if queued else None,
             bytes_out=after.bytes_out - before.bytes_out if queued else None,
             drained_s=drained_s,
@@ -271,16 +272,19 @@ class _Load:
         return self._expected[key]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Queue:
     """The jobs that the broker still holds."""
 
     client: redis.Redis
     settings: Settings
+    looks: int = 0
+    """How often it was asked: those commands are the lab's own and no part of a job's price."""
 
     def held(self) -> int:
         """Queued, or delivered and not yet acknowledged."""
         prefix = self.settings.key_prefix
+        self.looks += 1
         with self.client.pipeline(transaction=True) as pipe:
             pipe.llen(prefix + self.settings.queue)
             pipe.hlen(prefix + "unacked")

@@ -37,7 +37,10 @@ def _compare(claim: Claim, estimate: Estimate, runs: Sequence[Run]) -> tuple[Ver
     needed = repeats_to_decide(blocks(claim.measure, runs), bound)
     if needed is None:
         return Verdict.INCONCLUSIVE, f"the interval holds the bound {bound:g}, and more repeats are unlikely to decide"
-    return Verdict.INCONCLUSIVE, f"the interval holds the bound {bound:g}; about {needed} repeats would decide"
+    return (
+        Verdict.INCONCLUSIVE,
+        f"the interval holds the bound {bound:g}; about {needed} repeats would decide, in a new suite",
+    )
 
 
 def judge_all(experiments: Iterable[Experiment], suite: Suite) -> list[Finding]:

@@ -33,6 +33,11 @@ with own_server(children) as broker:
 """
 
 
+def heed_ctrl_c():
+    """Undo what a shell does to commands in the background: they ignore SIGINT, and pass that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def still_runs(pid):
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -44,13 +49,18 @@ def still_runs(pid):
 def test_a_lab_that_is_killed_leaves_no_server_no_worker_and_no_folder(sent):
     # Given a lab with a server, a child and a grandchild
     lab = subprocess.Popen(
-        [sys.executable, "-c", LAB], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT, text=True
+        [sys.executable, "-c", LAB],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+        text=True,
+        preexec_fn=heed_ctrl_c,  # noqa: PLW1509  no thread runs here
     )
     started = json.loads(lab.stdout.readline())
     assert all(still_runs(pid) for pid in started["pids"])
     # When it is ended from outside
     lab.send_signal(sent)
-    lab.wait()
+    lab.wait(timeout=20)
     lab.stdout.close()
     # Then within ten seconds nothing is left
     deadline = time.monotonic() + 10

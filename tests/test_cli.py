@@ -137,6 +137,8 @@ def start_run(out, *, env=None):
         text=True,
         env=clean | {"PYTHONPATH": str(ROOT)} | (env or {}),
         cwd=ROOT,
+        # A shell's background commands ignore SIGINT and pass that on: undo it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  no thread runs here
     )
     deadline = time.monotonic() + 60
     while not (out / "suite.json").exists() and time.monotonic() < deadline and run.poll() is None:

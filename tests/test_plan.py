@@ -127,3 +127,19 @@ def test_the_expected_time_is_about_right(setup: Setup, about_s: float):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_trial_takes_some_time(name: str):
     assert all(0 < expected_s(trial, cores=2) < 60 for trial in plan(EXPERIMENTS[name]))
+
+
+def test_setups_that_belong_side_by_side_run_one_after_the_other_in_either_order():
+    # Given the experiment that compares marks on with marks off
+    experiment = EXPERIMENTS["observer-cost"]
+    assert experiment.side_by_side == "marks"
+    trials = plan(experiment, cores=2, repeats=6)
+    # Then each trial at an even place and the one after it differ in that alone
+    pairs = list(zip(trials[::2], trials[1::2], strict=True))
+    for one, other in pairs:
+        assert replace(one.setup, marks=None) == replace(other.setup, marks=None)
+        assert {one.setup.marks, other.setup.marks} == {True, False}
+    # And marks come first now and second then, and the pairs in another order each time
+    assert {one.setup.marks for one, _ in pairs} == {True, False}
+    half = len(pairs) // 6
+    assert len({tuple((p.setup.pool, p.setup.job) for p, _ in pairs[i * half : (i + 1) * half]) for i in range(6)}) > 1

@@ -256,7 +256,7 @@ def broker(groups: Sequence[Group]) -> Table | None:
         Column("out of broker", "B/job (range)"),
         Column("n", "repeats"),
     )
-    notes = ("Everything the broker did during the run, a few looks at the queue by the lab itself included.",)
+    notes = ("Everything the broker did during the run, without the looks at the queue by the lab itself.",)
     return Table("What the broker did", columns, rows, notes)
 
 
