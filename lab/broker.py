@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import secrets
 import shutil
 import socket
@@ -23,6 +24,7 @@ from tasks.settings import Settings, SettingsError
 PREFIX = "sidestep:"
 """Every key of ours begins so."""
 ATTEMPTS = 5  # to find a port that nobody takes between looking and using it
+LOOPBACK = frozenset({None, "localhost", "127.0.0.1", "::1"})
 READY = b"Ready to accept connections"
 CLEAN_BATCH = 500
 
@@ -37,13 +39,19 @@ class Broker:
     """Of a server that we started."""
 
     @property
+    def is_local(self) -> bool:
+        """Whether it runs on this machine, so that its CPU time is part of this machine's."""
+        return self.pid is not None or urlsplit(self.url).hostname in LOOPBACK
+
+    @property
     def shown(self) -> str:
         """The URL without its credentials."""
         return shown(self.url)
 
     def client(self) -> redis.Redis:
         """A new client."""
-        return redis.Redis.from_url(self.url, decode_responses=True)
+        # A stranger's keys need not be text.
+        return redis.Redis.from_url(self.url, decode_responses=True, encoding_errors="replace")
 
 
 def shown(url: str) -> str:
@@ -144,6 +152,32 @@ def _foreign_key(client: redis.Redis) -> str | None:
     return next((str(key) for key in client.scan_iter(count=CLEAN_BATCH) if not str(key).startswith(PREFIX)), None)
 
 
+def remove_stale_keys(client: redis.Redis) -> int:
+    """Remove what killed runs left: keys of sessions that no longer say they are alive. Returns how many.
+
+    Keys under the bare prefix, those of workers started by hand, stay.
+    """
+    sessions: dict[str, int] = {}
+    for key in client.scan_iter(match=PREFIX + "*", count=CLEAN_BATCH):
+        name = str(key).removeprefix(PREFIX).partition(":")[0]
+        if re.fullmatch(f"[0-9a-f]{{{SESSION_DIGITS}}}", name):
+            sessions[name] = sessions.get(name, 0) + 1
+    stale = {name: count for name, count in sessions.items() if not client.exists(alive_key(f"{PREFIX}{name}:"))}
+    for name in stale:
+        remove_keys(client, f"{PREFIX}{name}:")
+    return sum(stale.values())
+
+
+SESSION_DIGITS = 16
+ALIVE_S = 3600
+"""A session says it is alive before every trial; none takes so long."""
+
+
+def alive_key(prefix: str) -> str:
+    """The key that exists while the session with this prefix runs."""
+    return prefix + "alive"
+
+
 def remove_keys(client: redis.Redis, prefix: str) -> None:
     """Remove the keys under one of our own prefixes; everything else stays."""
     if not prefix.startswith(PREFIX):
@@ -161,7 +195,7 @@ def commands(client: redis.Redis) -> dict[str, int]:
 
 def traffic(client: redis.Redis) -> tuple[int, int, float]:
     """Bytes in, bytes out and CPU seconds of the server since it started."""
-    stats = cast(Mapping[str, Any], client.info())
+    stats = cast(Mapping[str, Any], {**client.info("cpu"), **client.info("stats")})
     cpu = float(stats["used_cpu_user"]) + float(stats["used_cpu_sys"])
     return int(stats["total_net_input_bytes"]), int(stats["total_net_output_bytes"]), cpu
 

@@ -18,19 +18,20 @@ MAX_STEAL_CORES = 0.10  # taken by the hypervisor; a run with more measures the 
 
 def late_producer(run: Run) -> Iterator[str]:
     """The producer kept up with its own plan."""
-    samples, setup = run.samples, run.trial.setup
-    if not len(samples) or not setup.queued or isinstance(setup.pacer, Closed):
+    samples, setup, fed_s = run.samples, run.trial.setup, run.resources.fed_s
+    if not setup.queued or isinstance(setup.pacer, Closed):
         return  # without a queue nobody feeds; a closed load is late by its nature
-    lag = quantile(samples.lag_s, 0.99)
     if isinstance(setup.pacer, Burst):
-        # All jobs are due at once, so lag is only how long the feeding took.
-        if lag > MAX_FEED_SHARE * run.resources.wall_s:
+        # All jobs are due at once, so lag is only how long the feeding took; it is known without marks too.
+        if fed_s > MAX_FEED_SHARE * run.resources.wall_s:
             yield (
-                f"{setup.label}: feeding the queue took {lag:.2f} s of the {run.resources.wall_s:.2f} s run: workers "
+                f"{setup.label}: feeding the queue took {fed_s:.2f} s of the {run.resources.wall_s:.2f} s run: workers "
                 "may have waited for the producer: make the jobs longer, or give the producer its own core"
             )
         return
-    latency = quantile(samples.latency_s, 0.5)
+    if not len(samples):
+        return
+    lag, latency = quantile(samples.lag_s, 0.99), quantile(samples.latency_s, 0.5)
     if lag > MAX_LAG_SHARE * latency:
         yield (
             f"{setup.label}: the producer sent 1 % of its jobs {lag * 1e3:.1f} ms or more late (median latency "
@@ -42,7 +43,8 @@ def incomplete_ledger(run: Run) -> Iterator[str]:
     """Every job ended once, and right."""
     ledger, label = run.ledger, run.trial.setup.label
     if ledger.lost:
-        yield f"{label}: {ledger.lost} of {ledger.issued} jobs never ended: look for a crash in the worker's log"
+        words = f" (the worker's last words: {run.last_words})" if run.last_words else ""
+        yield f"{label}: {ledger.lost} of {ledger.issued} jobs never ended: look for a crash of the worker{words}"
     if ledger.failed:
         yield (
             f"{label}: {ledger.failed} of {ledger.issued} jobs failed ({ledger.wrong} with a wrong result): "

@@ -70,7 +70,11 @@ class Children:
             raise LabError(f"cannot start {command[0]}: {error.strerror}; is it installed and executable?") from None
         assert self._guard.stdin  # noqa: S101  it was asked for as a pipe
         with self._naming:  # a worker of each pool may be started at once
-            self._guard.stdin.write(b"%d\n" % child.pid)
+            try:
+                self._guard.stdin.write(b"%d\n" % child.pid)
+            except BrokenPipeError:
+                child.kill()
+                raise LabError("the guard process has ended; what runs now would outlive a kill: run again") from None
         return child
 
     def close(self) -> None:

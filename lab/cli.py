@@ -184,8 +184,8 @@ def _measure(
 ) -> None:
     directory = out or runs_home() / f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     order = Order(experiments=experiments, directory=directory, broker_url=broker, **options)
-    human = Console(stderr=want_json, highlight=False)
-    notes = Console(stderr=True, highlight=False)
+    human = Console(stderr=want_json, highlight=False, markup=False)
+    notes = Console(stderr=True, highlight=False, markup=False)
     if order.python:
         # A name is looked up on PATH; one that is no Python is refused before anything starts.
         interpreter = ask(str(Path(shutil.which(order.python) or order.python).absolute()))
@@ -276,7 +276,7 @@ def plan(
         table.add_row(
             str(row["experiment"]), str(int(str(row["repeat"])) + 1), str(row["setup"]), f"{row['job']}{marks}"
         )
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     out.print(table)
     for label, why in left_out.items():
         out.print(f"left out: {label}: {why}")
@@ -300,9 +300,9 @@ def list_(catalogue: Catalogue, want_json: bool) -> None:
         ]
         _print_json({"experiments": listed})
         return
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     for e in catalogue.experiments.values():
-        out.print(f"[bold]{e.name}[/bold]  {e.question}")
+        out.print(f"{e.name}  {e.question}", style="bold")
         for c in e.claims:
             out.print(f"  {last.get(c.id) or 'not measured':13} {c.id}")
             out.print(f"                {c.says}")
@@ -332,7 +332,7 @@ def report_(catalogue: Catalogue, suite: Path, html: Path | None, open_it: bool,
     held = load(suite)
     experiments = list(catalogue.experiments.values())
     findings = judge_all(experiments, held)
-    human = Console(stderr=want_json, highlight=False)
+    human = Console(stderr=want_json, highlight=False, markup=False)
     for part in render(held, findings, experiments):
         human.print(part)
     target = html or ((suite if suite.is_dir() else suite.parent) / "report.html" if open_it else None)
@@ -386,7 +386,7 @@ def compare_(catalogue: Catalogue, before: Path, after: Path, any_machine: bool,
     for c in changes:
         cells = (f"{side.verdict} {sure(side.estimate)}" for side in (c.before, c.after))
         table.add_row(c.before.claim.id, *cells, sure(c.ratio))
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     out.print(table)
     if difference:
         out.print(f"the machines differ: {difference}")
@@ -403,10 +403,10 @@ def explain(catalogue: Catalogue, claim: str, want_json: bool) -> None:
     if want_json:
         _print_json({"claim": found.id, "experiment": experiment.name, **words})
         return
-    out = Console(highlight=False)
-    out.print(f"[bold]{found.id}[/bold]")
+    out = Console(highlight=False, markup=False)
+    out.print(found.id, style="bold")
     for heading, text in words.items():
-        out.print(f"[bold]{heading}[/bold]")
+        out.print(heading, style="bold")
         out.print(f"  {text}")
 
 
@@ -452,7 +452,7 @@ def doctor(catalogue: Catalogue, broker: str | None, pools: bool, want_json: boo
         table = Table(box=None, pad_edge=False, show_header=False)
         for d in looked_at:
             table.add_row(str(d.state), d.what, d.says)
-        Console(highlight=False).print(table)
+        Console(highlight=False, markup=False).print(table)
     if any(d.needed and d.state is doctors.State.MISSING for d in looked_at):
         sys.exit(COULD_NOT)
 
@@ -460,15 +460,16 @@ def doctor(catalogue: Catalogue, broker: str | None, pools: bool, want_json: boo
 @cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
 @click.option("--marks", type=click.Path(path_type=Path), help="Folder for the marks [default: a new one under runs].")
 @click.option("--broker", envvar="SIDESTEP_BROKER", required=True)
+@click.option("--force", is_flag=True, help="Use the broker's database although it holds keys of others.")
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def worker(marks: Path | None, broker: str, celery_options: tuple[str, ...]) -> NoReturn:
+def worker(marks: Path | None, broker: str, force: bool, celery_options: tuple[str, ...]) -> NoReturn:
     """A Celery worker of this app with marks on; takes every option of `celery worker`."""
-    users_broker(broker, force=True)  # one clear line now instead of endless retries later
+    users_broker(broker, force=force)  # one clear line now instead of endless retries later
     folder = (marks or runs_home() / f"marks-{datetime.now().astimezone():%Y%m%d-%H%M%S}").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     environ = {**os.environ, "SIDESTEP_BROKER": broker, "SIDESTEP_TAPE_DIR": str(folder)}
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    notes = Console(stderr=True, highlight=False)
+    notes = Console(stderr=True, highlight=False, markup=False)
     notes.print(f"broker {shown(broker)}, marks in {folder}", soft_wrap=True)
     if "eventlet" in " ".join(celery_options):
         notes.print(f"eventlet is a legacy pool: {POOLS['eventlet'].legacy}", soft_wrap=True)
@@ -514,6 +515,20 @@ def _complain(words: str) -> None:
     print(f"sidestep: {' '.join(words.split())}", file=sys.stderr)
 
 
+def name_variables(group: click.Group) -> None:
+    """Give every option an environment variable named after its long form, such as SIDESTEP_RUN_JSON."""
+    for verb, command in group.commands.items():
+        for option in command.params:
+            if isinstance(option, click.Option) and option.envvar is None:
+                long = max(option.opts, key=len).lstrip("-").replace("-", "_")
+                option.envvar = f"SIDESTEP_{verb}_{long}".upper()
+            if isinstance(option, click.Option):
+                option.show_envvar = True
+
+
+name_variables(cli)
+
+
 def main(experiments: Mapping[str, Experiment], *, tour: Sequence[str]) -> NoReturn:
     """Run the command line and exit. No traceback leaves it; SIDESTEP_DEBUG=1 lets one through."""
 
@@ -526,7 +541,6 @@ def main(experiments: Mapping[str, Experiment], *, tour: Sequence[str]) -> NoRet
         cli.main(
             standalone_mode=False,
             prog_name="sidestep",
-            auto_envvar_prefix="SIDESTEP",
             obj=Catalogue(experiments, tuple(tour)),
         )
         sys.stdout.flush()

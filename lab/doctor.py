@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -182,7 +183,7 @@ def _claims(experiments: Iterable[Experiment]) -> Iterator[Diagnosis]:
         for claim in experiment.claims:
             sides = (claim.measure.of, claim.measure.to)
             needed = [s for s in setups if any(all(getattr(s, k) == v for k, v in side.items()) for side in sides)]
-            reasons = [why for setup in needed if (why := missing(setup))]
+            reasons = [why for setup in needed if (why := missing(setup, platform.python_version()))]
             if usable < claim.needs_cores:
                 reasons.insert(0, f"needs {claim.needs_cores} cores and this machine offers {usable}")
             if reasons:

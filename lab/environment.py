@@ -34,6 +34,8 @@ PACKAGES = (
 )
 SAME_MACHINE = ("cpu", "cores", "memory_bytes", "kernel", "architecture")
 """Two suites compare only when these agree."""
+SAME_SITTING = ("python", "implementation", "packages", "broker", "broker_is_own", "sidestep")
+"""A suite is continued only when these agree too: its runs are one sample."""
 NOISE_TRIES = 40
 NOISE_JOB_MS = 5
 

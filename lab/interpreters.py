@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,12 +70,19 @@ def with_celery(path: str, *, pools: Iterable[str], say: Callable[[str], None] =
     ]
     key = hashlib.sha256("\n".join([os.path.realpath(path), interpreter.version, *needed]).encode()).hexdigest()[:16]
     home = cache_home() / "envs" / f"python{interpreter.version}-{key}"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with home.with_name(home.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be making it: wait for that one
+        return _made(home, path, interpreter, needed, say)
+
+
+def _made(home: Path, path: str, interpreter: Interpreter, needed: Sequence[str], say: Callable[[str], None]) -> str:
+    """The interpreter of the environment at `home`, made if it is not there yet."""
     python = home / "bin" / "python"
     if (home / "complete").exists() and python.exists():
         return str(python)
     say(f"making an environment for Python {interpreter.version} (once; it is kept in {home})")
     shutil.rmtree(home, ignore_errors=True)
-    home.parent.mkdir(parents=True, exist_ok=True)
     for command in ([path, "-m", "venv", str(home)], [str(python), "-m", "pip", "install", "-q", *needed]):
         made = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
         if made.returncode:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lab import broker as brokers
-from lab.environment import SAME_MACHINE, cores, fingerprint, noise_floor
+from lab.environment import SAME_MACHINE, SAME_SITTING, cores, fingerprint, noise_floor
+from lab.interpreters import ask
 from lab.model import BadInput, Experiment, Setup, Suite, Trial
 from lab.plan import expected_s, plan
-from lab.runner import RETAKES, Runner
-from lab.session import open_session
+from lab.runner import RETAKES, Runner, is_noisy
+from lab.session import Session, open_session
 from lab.store import FILE, SuiteFile, load
 from tasks.pools import POOLS
-from tasks.standalone import EXECUTORS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,9 @@ class Order:
         """The trials that can run here, and for each setup that cannot, why."""
         able: list[Setup] = []
         left_out: dict[str, str] = {}
+        version = ask(self.python).version if self.python else platform.python_version()
         for setup in experiment.setups(cores=cores, quick=self.quick):
-            if reason := missing(setup):
+            if reason := missing(setup, version):
                 left_out[f"{experiment.name} · {setup.label}"] = reason
             else:
                 able.append(setup)
@@ -48,11 +52,11 @@ class Order:
         return plan(experiment, able, seed=self.seed, repeats=repeats, quick=self.quick, python=self.python), left_out
 
 
-def missing(setup: Setup) -> str | None:
-    """Why the setup cannot run on this installation, or None."""
+def missing(setup: Setup, python_version: str) -> str | None:
+    """Why the setup cannot run on this installation with workers of that Python, or None."""
     if setup.queued:
         return POOLS[setup.pool].missing
-    if setup.pool not in EXECUTORS:
+    if setup.pool == "interpreters" and tuple(map(int, python_version.split(".")[:2])) < (3, 14):
         return "InterpreterPoolExecutor needs Python 3.14 or newer"
     return None
 
@@ -77,48 +81,72 @@ def measure(order: Order, *, say: Callable[[str], None], idle: Callable[[], None
     The suite is saved after every trial, and one that is already in the directory is continued. Raises BadInput when
     it was measured on another machine or with other settings, and LabError when something does not come up.
     """
+    with open_session(order.broker_url, force=order.force, say=say) as session, _alone_in(order.directory):
+        yield from _in_session(order, session, idle)
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Hold the directory: two runs that wrote one file would lose each other's trials."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / ".lock").open("w")
+    except OSError as error:
+        raise BadInput(f"cannot write to {directory}: {error.strerror}; choose another place with --out") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"another run is writing to {directory}; choose another --out, or wait for it") from None
+        yield
+
+
+def _in_session(order: Order, session: Session, idle: Callable[[], None]) -> Iterator[Step]:
     here = cores()
     file = SuiteFile(order.directory)
     old = load(order.directory) if (order.directory / FILE).exists() else None
     planned = {e.name: order.trials(e, cores=here) for e in order.experiments}
-    with open_session(order.broker_url, force=order.force, say=say) as session:
-        environment = {**fingerprint(), "noise_floor": noise_floor(), "broker": brokers.version(session.client)}
-        environment["broker_is_own"] = session.broker.pid is not None
-        if order.python:
-            environment["workers_python"] = order.python
-        suite = Suite(
-            environment=environment,
-            experiments=tuple(planned),
-            runs=(),
-            seed=order.seed,
-            repeats={e.name: order.repeats_of(e) for e in order.experiments},
-            quick=order.quick,
-            left_out={label: why for _, left_out in planned.values() for label, why in left_out.items()},
-        )
-        suite = continued(suite, old) if old else suite
-        # A quick look must stay quick on a busy machine too.
-        runner = Runner(session, here, retakes=1 if order.quick else RETAKES, idle=idle)
-        yield Step(
-            None, None, suite, sum(expected_s(t, cores=here) for ts, _ in planned.values() for t in pending(ts, suite))
-        )
-        for setup in dict.fromkeys(t.setup for trials, _ in planned.values() for t in pending(trials, suite)):
-            session.prepare(setup)
-        for experiment in order.experiments:
-            trials = planned[experiment.name][0]
-            for trial in pending(trials, suite):
-                yield Step(experiment, trial, suite, expected_s(trial, cores=here))
-                run = runner.run(trial)
-                environment = {**suite.environment, "units_per_ms": session.calibration}
-                suite = replace(suite, runs=(*suite.runs, run), environment=environment)
-                # Saved after every trial: a crash at trial 40 must not cost the first 39.
-                file.save(suite)
-                yield Step(experiment, None, suite)
-            yield Step(experiment, None, suite, complete=True)
+    environment = {**fingerprint(), "noise_floor": noise_floor(), "broker": brokers.version(session.client)}
+    environment["broker_is_own"] = session.broker.pid is not None
+    if order.python:
+        # The version, not the path: reports are shown around.
+        environment["workers_python"] = ask(order.python).version
+    suite = Suite(
+        environment=environment,
+        experiments=tuple(planned),
+        runs=(),
+        seed=order.seed,
+        repeats={e.name: order.repeats_of(e) for e in order.experiments},
+        quick=order.quick,
+        left_out={label: why for _, left_out in planned.values() for label, why in left_out.items()},
+    )
+    if old:
+        suite = continued(suite, old)
+        session.known_units = old.environment.get("units_per_ms", {})
+    # A quick look must stay quick on a busy machine too.
+    runner = Runner(session, here, retakes=1 if order.quick else RETAKES, idle=idle)
+    yield Step(
+        None, None, suite, sum(expected_s(t, cores=here) for ts, _ in planned.values() for t in pending(ts, suite))
+    )
+    for setup in dict.fromkeys(t.setup for trials, _ in planned.values() for t in pending(trials, suite)):
+        session.prepare(setup)
+    for experiment in order.experiments:
+        trials = planned[experiment.name][0]
+        for trial in pending(trials, suite):
+            yield Step(experiment, trial, suite, expected_s(trial, cores=here))
+            run = runner.run(trial)
+            environment = {**suite.environment, "units_per_ms": session.calibration}
+            others = tuple(r for r in suite.runs if r.trial != trial)  # a noisy one that is replaced now
+            suite = replace(suite, runs=(*others, run), environment=environment)
+            # Saved after every trial: a crash at trial 40 must not cost the first 39.
+            file.save(suite)
+            yield Step(experiment, None, suite)
+        yield Step(experiment, None, suite, complete=True)
 
 
 def pending(trials: Sequence[Trial], suite: Suite) -> list[Trial]:
-    """The trials that the suite does not hold yet."""
-    done = {run.trial for run in suite.runs}
+    """The trials that the suite does not hold yet, or holds from a noisy time only."""
+    done = {run.trial for run in suite.runs if not is_noisy(run)}
     return [trial for trial in trials if trial not in done]
 
 
@@ -126,6 +154,8 @@ def continued(new: Suite, old: Suite) -> Suite:
     """The old suite, to be completed as the new one plans. Raises BadInput when the two do not belong together."""
     if difference := machine_difference(new.environment, old.environment):
         raise BadInput(f"the suite there was measured on another machine ({difference}); choose another --out")
+    if changed := [key for key in SAME_SITTING if new.environment.get(key) != old.environment.get(key)]:
+        raise BadInput(f"the suite there was measured with another {', '.join(changed)}; choose another --out")
     if (new.seed, new.quick, new.environment.get("workers_python")) != (
         old.seed,
         old.quick,

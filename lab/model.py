@@ -88,8 +88,8 @@ SAMPLE_COLUMNS = ("due_ns", "sent_ns", "received_ns", "started_ns", "ended_ns", 
 class Samples:
     """The lives of a run's jobs, one row a job that ended, in order of their numbers; times in ns from the first due.
 
-    Columns are int64 arrays of shape (n,). `worker` numbers the processes and `thread` the threads or greenlets of the
-    run; `gil` is 1 where the interpreter's lock was on when the job ended.
+    Columns are int64 arrays of shape (n,). `worker` counts the run's processes and `thread` its threads or
+    greenlets; `gil` is 1 where the interpreter's lock was on when the job ended.
     """
 
     due_ns: Nanoseconds
@@ -176,9 +176,11 @@ class Resources:
     steal_s: float | None = None
     """CPU seconds the hypervisor gave to somebody else."""
     commands: Mapping[str, int] = field(default_factory=dict)
-    """Broker commands by name, for all jobs together."""
+    """Broker commands by name, for all jobs together; none where the broker is not our own, and serves others too."""
     bytes_in: int | None = None
     bytes_out: int | None = None
+    fed_s: float = 0.0
+    """From the first job due until the broker had taken the last one."""
     drained_s: float | None = None
     """From the first job due to nothing queued and nothing unacknowledged, where the broker was watched."""
     gil_enabled: bool = True
@@ -204,6 +206,13 @@ class Run:
     ledger: Ledger
     resources: Resources
     faults: tuple[Fault, ...] = ()
+    """What the checks say of it; found again whenever a suite is read."""
+    processes: tuple[Mapping[str, Any], ...] = ()
+    """What each process that left marks said of itself (pid, host, boot id, python); `Samples.worker` counts them."""
+    retakes: int = 0
+    """How often the trial was run before, because others used the machine."""
+    last_words: str = ""
+    """The end of the workers' logs, where jobs are missing."""
 
 
 @dataclass(frozen=True, slots=True)

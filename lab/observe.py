@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Tapes:
         return [path for path in sorted(self.directory.glob("*.tape")) if path.stat().st_size == TAPE_BYTES]
 
     def marks(self, nonce: int) -> NDArray[Any]:
-        """Every mark of the trial so far, with a column `worker` beside: the tape's number."""
+        """Every mark of the trial so far, with a column `worker` beside: the tape's place among `headers`."""
         parts = []
         for number, path in enumerate(self._whole()):
             marks: NDArray[Any] = np.memmap(path, dtype=MARKS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
@@ -68,13 +68,17 @@ class Tapes:
         return joined
 
     def headers(self) -> list[dict[str, Any]]:
-        """What each process said of itself. Raises LabError for marks of another boot or another format."""
-        headers = []
+        """What each process said of itself, in the order that `worker` counts.
+
+        Raises LabError for marks of another boot or another format.
+        """
+        headers: list[dict[str, Any]] = []
         for path in self._whole():
             with path.open("rb") as file:
                 text = file.read(HEADER_BYTES).rstrip(b"\0")
             if not text:
-                continue  # its process ended, or is only now starting, before it could say anything
+                headers.append({})  # its process ended, or is only now starting, before it could say anything
+                continue
             header = json.loads(text)
             if header["schema"] != SCHEMA:
                 raise LabError(
@@ -91,32 +95,42 @@ class Progress:
 
     def __init__(self, tapes: Tapes, nonce: int) -> None:
         self._tapes, self._nonce = tapes, nonce
-        self._open: dict[Path, tuple[NDArray[Any], int]] = {}
+        self._tape: dict[Path, _Reel] = {}
         self._ended: list[int] = []
 
     def ended_ns(self) -> list[int]:
         """When each job that has ended did so, in ns of CLOCK_MONOTONIC, in the order they were noticed."""
         for path in self._tapes.directory.glob("*.tape"):
-            if path not in self._open and path.stat().st_size == TAPE_BYTES:
-                fresh = np.memmap(path, dtype=MARKS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
-                self._open[path] = (fresh, 0)
-        for path, (marks, seen) in self._open.items():
-            self._open[path] = (marks, self._read(marks, seen))
+            if path not in self._tape and path.stat().st_size == TAPE_BYTES:
+                self._tape[path] = _Reel(path)
+        for reel in self._tape.values():
+            for mark in reel.ended():
+                if mark["nonce"] == self._nonce:
+                    self._ended.append(int(mark["ended_ns"]))
         return self._ended
 
-    def _read(self, marks: NDArray[Any], seen: int) -> int:
-        """Note the ends after mark `seen`, up to the first job still under way; return how far that is.
 
-        A slow job holds up the noticing of those begun after it on the same tape, until it ends itself.
-        """
-        ahead = marks[seen : seen + WINDOW]
-        unended = np.flatnonzero(ahead["flags"] == 0)
-        fresh = ahead[: int(unended[0]) if len(unended) else len(ahead)]
-        self._ended += [int(ns) for ns in fresh["ended_ns"][fresh["nonce"] == self._nonce]]
-        return seen + len(fresh)
+class _Reel:
+    """One tape, read on from where the last look stopped."""
 
+    def __init__(self, path: Path) -> None:
+        self._marks = np.memmap(path, dtype=MARKS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
+        self._started, self._flags = self._marks["started_ns"], self._marks["flags"]
+        self._begun = 0
+        self._under_way: list[int] = []
 
-WINDOW = 4096  # marks looked at in one go: more than end between two looks
+    def ended(self) -> Iterator[Any]:
+        """The marks of jobs that ended since the last look, however long others of the same tape take."""
+        while self._begun < CAPACITY and self._started[self._begun]:
+            self._under_way.append(self._begun)
+            self._begun += 1
+        still: list[int] = []
+        for index in self._under_way:
+            if self._flags[index]:
+                yield self._marks[index]
+            else:
+                still.append(index)
+        self._under_way = still
 
 
 def observe(sent: Sequence[Sent], marks: NDArray[Any], *, expected: Callable[[int], int]) -> tuple[Samples, Ledger]:
@@ -157,7 +171,7 @@ def observe(sent: Sequence[Sent], marks: NDArray[Any], *, expected: Callable[[in
         started_ns=one["started_ns"].astype(np.int64) - start_ns,
         ended_ns=one["ended_ns"].astype(np.int64) - start_ns,
         cpu_ns=one["cpu_ns"].astype(np.int64),
-        worker=_renumber(one["worker"].astype(np.int64)),
+        worker=one["worker"].astype(np.int64),
         thread=_renumber(one["thread"]),
         gil=((one["flags"] & GIL) != 0).astype(np.int64),
     )

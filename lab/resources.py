@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import redis
@@ -20,11 +22,58 @@ LOOK_COMMANDS = ("multi", "llen", "hlen", "exec")
 
 
 @dataclass(frozen=True, slots=True)
+class BrokerCounters:
+    """A server's own counters at one moment. Asking changes them, so who asks subtracts what asking costs."""
+
+    cpu_s: float | None = None
+    """None for a server on another machine: its CPU time is not ours."""
+    commands: dict[str, int] = field(default_factory=dict)
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+def counters_before(client: redis.Redis, look: Callable[[], object], *, local: bool) -> tuple[BrokerCounters, Snoop]:
+    """The counters right before a run, and what the lab's own questions will add to the bytes."""
+    commands = brokers.commands(client)
+    first = brokers.traffic(client)
+    look()
+    second = brokers.traffic(client)
+    third = brokers.traffic(client)
+    asking = (third[0] - second[0], third[1] - second[1])
+    looking = (second[0] - first[0] - asking[0], second[1] - first[1] - asking[1])
+    for name in LOOK_COMMANDS:
+        commands[name] = commands.get(name, 0) + 1  # the look above came after the commands were read
+    return BrokerCounters(third[2] if local else None, commands, third[0], third[1]), Snoop(asking, looking)
+
+
+def counters_after(client: redis.Redis, *, local: bool) -> BrokerCounters:
+    """The counters right after a run: bytes first, since reading the commands adds to them."""
+    bytes_in, bytes_out, cpu_s = brokers.traffic(client)
+    return BrokerCounters(cpu_s if local else None, brokers.commands(client), bytes_in, bytes_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Snoop:
+    """Bytes into and out of the broker that the lab itself causes."""
+
+    asking: tuple[int, int] = (0, 0)
+    """One reading of the traffic."""
+    looking: tuple[int, int] = (0, 0)
+    """One look at the queue."""
+
+    def share(self, looks: int) -> tuple[int, int]:
+        """Of one reading and so many looks."""
+        return self.asking[0] + looks * self.looking[0], self.asking[1] + looks * self.looking[1]
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Counters at one moment. The difference of two is a run's."""
 
+    at_ns: int
+    """Of CLOCK_MONOTONIC."""
     worker_cpu_s: float
-    context_switches: int | None
+    context_switches: int
     broker_cpu_s: float | None
     producer_cpu_s: float
     helper_cpu_s: float
@@ -38,7 +87,7 @@ class Snapshot:
 def snapshot(
     workers: Iterable[psutil.Process],
     helpers: Iterable[psutil.Process],
-    client: redis.Redis | None,
+    broker: BrokerCounters,
 ) -> Snapshot:
     """Read every counter once. Helpers are ours but not measured, such as the HTTP server."""
     machine = psutil.cpu_times()
@@ -47,24 +96,23 @@ def snapshot(
     for process in workers:
         with contextlib.suppress(psutil.Error):
             worker_cpu += _cpu_s(process)
-            count = process.num_ctx_switches()
-            switches += count.voluntary + count.involuntary
+            switches += _context_switches(process.pid)
     helper_cpu = 0.0
     for process in helpers:
         with contextlib.suppress(psutil.Error):
             helper_cpu += _cpu_s(process)
-    bytes_in, bytes_out, broker_cpu = brokers.traffic(client) if client else (0, 0, None)
     return Snapshot(
+        at_ns=time.monotonic_ns(),
         worker_cpu_s=worker_cpu,
         context_switches=switches,
-        broker_cpu_s=broker_cpu,
+        broker_cpu_s=broker.cpu_s,
         producer_cpu_s=_cpu_s(psutil.Process()),
         helper_cpu_s=helper_cpu,
         busy_s=busy,
         steal_s=getattr(machine, "steal", None),
-        commands=brokers.commands(client) if client else {},
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
+        commands=broker.commands,
+        bytes_in=broker.bytes_in,
+        bytes_out=broker.bytes_out,
     )
 
 
@@ -94,6 +142,17 @@ def pss_bytes(processes: Iterable[psutil.Process]) -> int | None:
         except (psutil.Error, AttributeError):
             return None
     return total or None
+
+
+def _context_switches(pid: int) -> int:
+    """Of all threads of a process; psutil asks only the first one. 0 where there is no /proc."""
+    total = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            words = status.read_text("utf-8", "replace").split()
+            for kind in ("voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"):
+                total += int(words[words.index(kind) + 1])
+    return total
 
 
 def _cpu_s(process: psutil.Process) -> float:

@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from lab import resources
 from lab.arenas.arena import Arena
 from lab.arenas.celery_worker import CeleryWorkers
 from lab.arenas.executor import ExecutorProgram
-from lab.broker import PREFIX, remove_keys
+from lab.broker import remove_keys
 from lab.checks import faults
 from lab.model import LabError, Ledger, Resources, Run, Samples, Setup, Trial
 from lab.observe import Progress, Tapes, job_id, observe
 from lab.plan import expected_s
 from lab.session import Session
+from producer.pacers import Closed
 from producer.payloads import fill, is_same_for_all
 from producer.publish import Sender, Sent, publish
 from tasks.app import make_app
@@ -35,6 +36,8 @@ LOOK_S = 0.01
 PATIENCE = 5.0
 PATIENCE_S = 20.0
 """A run may take this many times, and this much longer, than expected before its missing jobs count as lost."""
+BROKER_TIMEOUT_S = 30.0
+"""How long the lab waits for one answer of the broker."""
 RETAKES = 2
 """A run on a noisy machine is taken again this often before its fault stands."""
 NOISE = frozenset({"noisy_machine"})
@@ -55,13 +58,13 @@ class Runner:
 
         Raises LabError when its workers do not come up.
         """
-        retakes_left = self.retakes
+        retakes = 0
         while True:
-            run = self._once(trial)
+            run = replace(self._once(trial), retakes=retakes)
             run = replace(run, faults=faults(run))
-            if not retakes_left or not any(fault.check in NOISE for fault in run.faults):
+            if retakes == self.retakes or not is_noisy(run):
                 return run
-            retakes_left -= 1
+            retakes += 1
 
     def _once(self, trial: Trial) -> Run:
         nonce = secrets.randbits(63)
@@ -80,7 +83,7 @@ class Runner:
         setup, session = trial.setup, self.session
         settings = Settings(
             broker=session.broker.url,
-            key_prefix=f"{PREFIX}{load.nonce:016x}:",
+            key_prefix=f"{session.prefix}{load.nonce:016x}:",
             preset=setup.preset,
             prefetch=setup.prefetch,
             acks_late=setup.acks_late,
@@ -88,12 +91,14 @@ class Runner:
             tape_dir=str(tapes.directory) if setup.marks else None,
         )
         queue = _Queue(session.client, settings)
-        app = make_app(settings)
+        # Only ours: a broker that hangs must not hang the lab. Workers keep what users get.
+        app = make_app(settings, socket_timeout_s=BROKER_TIMEOUT_S)
+        session.say_alive()
         arena = CeleryWorkers(
             session.children, setup, python=session.python(setup), settings=settings, directory=directory
         )
         try:
-            self._warm_up(setup, load, app, settings, queue, arena)
+            self._warm_up(setup, load, app, queue, arena, tapes)
             sender = Sender(
                 app,
                 task_name=JOBS[setup.job].task_name,
@@ -102,21 +107,37 @@ class Runner:
                 id_of=lambda seq: job_id(load.nonce, seq),
             )
             progress = Progress(tapes, load.nonce)
-            before, looks = self._snapshot(arena), queue.looks
+            asked, snoop = resources.counters_before(session.client, queue.held, local=session.broker.is_local)
+            before, looks = self._snapshot(arena, asked), queue.looks
             start_ns = time.monotonic_ns()
             ended_s = self._ends(progress, start_ns, arena, trial)
             sent = list(publish(setup.pacer, sender, ended_s=ended_s, idle=self.idle))
             sender.close()
             drained_ns = self._drain(trial, progress, queue, arena, len(sent))
-            after, looks = self._snapshot(arena), queue.looks - looks
+            looks = queue.looks - looks
+            asked = resources.counters_after(session.client, local=session.broker.is_local)
+            after = self._snapshot(arena, asked)
             samples, ledger = observe(sent, tapes.marks(load.nonce), expected=load.expected)
-            tapes.headers()
             if not setup.marks:
                 left = queue.held()
                 # Without marks the broker's word is all there is: what it no longer holds was acknowledged.
                 ledger = Ledger(issued=len(sent), done=len(sent) - left, failed=0, lost=left)
             drained_s = None if drained_ns is None else (drained_ns - sent[0].due_ns) / 1e9
-            return self._run(trial, arena, before, after, samples, ledger, drained_s, looks)
+            bill = self._bill(trial, arena, before, after, sent, samples)
+            if session.broker.pid is not None:
+                own_in, own_out = snoop.share(looks)
+                bill = replace(
+                    bill,
+                    commands=resources.commands_between(before, after, looks=looks),
+                    bytes_in=after.bytes_in - before.bytes_in - own_in,
+                    bytes_out=after.bytes_out - before.bytes_out - own_out,
+                )
+            if drained_s is not None:
+                bill = replace(bill, drained_s=drained_s)
+            if drained_s is not None and not len(samples):
+                bill = replace(bill, wall_s=drained_s)
+            words = arena.last_words() if ledger.lost else ""
+            return Run(trial, samples, ledger, bill, processes=tuple(tapes.headers()), last_words=words)
         finally:
             arena.close()
             app.close()
@@ -125,6 +146,8 @@ class Runner:
 
     def _bare(self, trial: Trial, load: _Load, directory: Path, tapes: Tapes) -> Run:
         setup = trial.setup
+        if isinstance(setup.pacer, Closed):
+            raise LabError(f"{setup.label}: a closed load needs workers to wait for; it cannot run without a queue")
         due_ns = [round(due * 1e9) for due in setup.pacer.due_s()]
         distinct = [load.args(seq) for seq in range(1 if load.same else len(due_ns))]
         program = ExecutorProgram(
@@ -136,75 +159,84 @@ class Runner:
             nonce=load.nonce,
             due_ns=due_ns,
             args=distinct,
+            broker_url=self.session.broker.url,
         )
         try:
-            before = self._snapshot(program)
+            before = self._snapshot(program, resources.BrokerCounters())
             start_ns, sent_ns = program.go(timeout_s=_limit_s(trial, self.cores))
-            after = self._snapshot(program)
+            after = self._snapshot(program, resources.BrokerCounters())
             pairs = enumerate(zip(due_ns, sent_ns, strict=True))
-            sent = [Sent(seq, start_ns + due, moment) for seq, (due, moment) in pairs]
+            sent = [Sent(seq, start_ns + due, moment, moment) for seq, (due, moment) in pairs]
             samples, ledger = observe(sent, tapes.marks(load.nonce), expected=load.expected)
-            return self._run(trial, program, before, after, samples, ledger, None, 0)
+            bill = self._bill(trial, program, before, after, sent, samples)
+            return Run(trial, samples, ledger, bill, processes=tuple(tapes.headers()))
         finally:
             program.close()
 
-    def _run(
+    def _bill(
         self,
         trial: Trial,
         arena: Arena,
         before: resources.Snapshot,
         after: resources.Snapshot,
+        sent: Sequence[Sent],
         samples: Samples,
-        ledger: Ledger,
-        drained_s: float | None,
-        looks: int,
-    ) -> Run:
-        wall_s = float(samples.ended_ns.max()) / 1e9 if len(samples) else drained_s
-        if not wall_s:
-            raise LabError(f"{trial.setup.label}: not one of {ledger.issued} jobs ended; `sidestep worker` shows why")
+    ) -> Resources:
+        """What the run cost, but for what the broker says."""
+        start_ns = sent[0].due_ns
+        # Without a single end, all the time that was waited for one.
+        last_ns = int(samples.ended_ns.max()) if len(samples) else after.at_ns - start_ns
         steal = None if after.steal_s is None or before.steal_s is None else after.steal_s - before.steal_s
-        switches = (after.context_switches or 0) - (before.context_switches or 0)
         queued = trial.setup.queued
-        bill = Resources(
-            wall_s=wall_s,
+        has_cpu = before.broker_cpu_s is not None and after.broker_cpu_s is not None
+        return Resources(
+            wall_s=last_ns / 1e9,
             boot_s=arena.boot_s,
             worker_cpu_s=after.worker_cpu_s - before.worker_cpu_s,
             worker_pss_bytes=resources.pss_bytes(arena.processes()),
-            context_switches=switches,
-            broker_cpu_s=(after.broker_cpu_s or 0.0) - (before.broker_cpu_s or 0.0) if queued else None,
+            context_switches=after.context_switches - before.context_switches,
+            broker_cpu_s=(after.broker_cpu_s or 0.0) - (before.broker_cpu_s or 0.0) if has_cpu else None,
             producer_cpu_s=after.producer_cpu_s - before.producer_cpu_s,
             others_cpu_s=resources.others_cpu_s(before, after),
             steal_s=steal,
-            commands=resources.commands_between(before, after, looks=looks) if queued else {},
-            bytes_in=after.bytes_in - before.bytes_in if queued else None,
-            bytes_out=after.bytes_out - before.bytes_out if queued else None,
-            drained_s=drained_s,
+            fed_s=max(s.taken_ns for s in sent) / 1e9 - start_ns / 1e9 if queued else 0.0,
             gil_enabled=bool(arena.about["gil_enabled"]),
             python=str(arena.about["python"]),
         )
-        return Run(trial, samples, ledger, bill)
 
-    def _snapshot(self, arena: Arena) -> resources.Snapshot:
-        return resources.snapshot(arena.processes(), self.session.helpers, self.session.client)
+    def _snapshot(self, arena: Arena, broker: resources.BrokerCounters) -> resources.Snapshot:
+        return resources.snapshot(arena.processes(), self.session.helpers, broker)
 
-    def _warm_up(self, setup: Setup, load: _Load, app: Any, settings: Settings, queue: _Queue, arena: Arena) -> None:
-        """Fill every slot at once with sleeping jobs, so that each thread and child exists, then do a few real ones."""
-        for name, args, count in (("snooze", {"ms": 20}, setup.slots), (setup.job, load.args(0), 2 * setup.slots)):
+    def _warm_up(self, setup: Setup, load: _Load, app: Any, queue: _Queue, arena: CeleryWorkers, tapes: Tapes) -> None:
+        """Fill every slot at once with sleeping jobs, so that each thread and child exists, then do a few real ones.
+
+        Over when the last of them has ended: an early acknowledgement says only that it has begun. Without marks the
+        broker's word is all there is, so such setups should acknowledge late. Raises LabError when it does not end.
+        """
+        # Long enough that the first still sleeps when the last is fetched: a worker fetches some hundred a second.
+        sleep_ms = 20 + 4 * setup.slots
+        for name, args, count in (
+            ("snooze", {"ms": sleep_ms}, setup.slots),
+            (setup.job, load.args(0), 2 * setup.slots),
+        ):
             nonce = secrets.randbits(63)
             sender = Sender(
                 app,
                 task_name=JOBS[name].task_name,
-                queue=settings.queue,
+                queue=queue.settings.queue,
                 args_of=lambda _, args=args: args,  # type: ignore[misc]
                 id_of=lambda seq, nonce=nonce: job_id(nonce, seq),  # type: ignore[misc]
             )
             sender(range(count))
             sender.close()
+            progress = Progress(tapes, nonce)
             deadline = time.monotonic() + PATIENCE_S
-            while not queue.empty_since_ns() and arena.alive():
+            while (setup.marks and len(progress.ended_ns()) < count) or not queue.empty_since_ns():
+                if not arena.alive():
+                    raise LabError(f"{setup.label}: the worker ended while it warmed up: {arena.last_words()}")
                 if time.monotonic() > deadline:
                     raise LabError(
-                        f"{setup.label}: the worker did not finish {count} {name!r} jobs to warm up; is it stuck?"
+                        f"{setup.label}: the worker did not end {count} {name!r} jobs to warm up; is it stuck?"
                     )
                 time.sleep(LOOK_S)
 
@@ -238,6 +270,11 @@ class Runner:
         while not watch and arena.alive() and queue.held() and time.monotonic() < settle:
             time.sleep(LOOK_S)
         return None
+
+
+def is_noisy(run: Run) -> bool:
+    """Whether others used the machine meanwhile, so that the trial is better taken again."""
+    return any(fault.check in NOISE for fault in run.faults)
 
 
 CLOSED_LOOK_S = 0.001

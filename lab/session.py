@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,18 @@ from typing import Any
 import psutil
 import redis
 
-from lab import awake, interpreters
-from lab.broker import Broker, own_server, users_broker
+from lab import awake, environment, interpreters
+from lab.broker import (
+    ALIVE_S,
+    PREFIX,
+    SESSION_DIGITS,
+    Broker,
+    alive_key,
+    own_server,
+    remove_keys,
+    remove_stale_keys,
+    users_broker,
+)
 from lab.children import Children, kill, tree
 from lab.model import LabError, Setup
 from producer.payloads import Calibrated, Upstream
@@ -38,6 +49,16 @@ class Session:
     _spinners: list[subprocess.Popen[Any]] = field(default_factory=list)
     _pythons: dict[tuple[str | None, str], str] = field(default_factory=dict)
 
+    prefix: str = field(default_factory=lambda: f"{PREFIX}{secrets.token_hex(SESSION_DIGITS // 2)}:")
+    """Of every key of this session."""
+    known_units: Mapping[str, float] = field(default_factory=dict)
+    """Calibrations of the suite that is continued: its jobs must stay the same."""
+
+    def say_alive(self) -> None:
+        """Tell later sessions on the same broker that our keys are not left over."""
+        if self.broker.pid is None:
+            self.client.set(alive_key(self.prefix), "1", ex=ALIVE_S)
+
     @cached_property
     def client(self) -> redis.Redis:
         """The lab's own connection to the broker."""
@@ -46,7 +67,8 @@ class Session:
     @contextlib.contextmanager
     def awake(self, setup: Setup) -> Iterator[None]:
         """While it is open, no core sleeps, if the setup asks for that and this system can."""
-        if not (setup.keep_awake and awake.SUPPORTED):
+        # Under a quota the loops would use up what the workers need.
+        if not (setup.keep_awake and awake.SUPPORTED) or environment.cgroup_cores() is not None:
             yield
             return
         try:
@@ -59,7 +81,8 @@ class Session:
                 )
                 self._spinners.append(spinner)
                 assert spinner.stdout  # noqa: S101  it was asked for as a pipe
-                spinner.stdout.readline()
+                if not spinner.stdout.readline():
+                    raise LabError("cannot keep the cores awake: idle-priority processes are refused here")
             yield
         finally:
             for spinner in self._spinners:
@@ -91,7 +114,7 @@ class Session:
         if not wanted:
             return {}
         if key not in self._units_per_ms:
-            self._units_per_ms[key] = self._calibrate(*key)
+            self._units_per_ms[key] = self.known_units.get(setup.job) or self._calibrate(*key)
         return {ms: max(1, round(ms * self._units_per_ms[key])) for ms in wanted}
 
     def prepare(self, setup: Setup) -> None:
@@ -162,4 +185,11 @@ def open_session(
             broker = stack.enter_context(own_server(children, persist=persist))
         session = Session(children, broker, say)
         stack.callback(session.client.close)
-        yield session
+        if broker.pid is None:
+            remove_stale_keys(session.client)
+        try:
+            yield session
+        finally:
+            if broker.pid is None:
+                with contextlib.suppress(redis.RedisError):  # the broker may be why we are leaving
+                    remove_keys(session.client, session.prefix)

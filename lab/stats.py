@@ -32,6 +32,12 @@ def worker_cpu_s_per_job(run: Run) -> float:
     return run.resources.worker_cpu_s / max(run.ledger.issued, 1)
 
 
+def pss_bytes(run: Run) -> float:
+    """Memory of the workers' whole process tree; not a number where it cannot be read."""
+    pss = run.resources.worker_pss_bytes
+    return math.nan if pss is None else float(pss)
+
+
 def pss_bytes_per_slot(run: Run) -> float:
     """Memory of the workers' whole process tree for each slot; not a number where it cannot be read."""
     pss = run.resources.worker_pss_bytes
@@ -59,6 +65,7 @@ MEASURES: Mapping[str, Callable[[Run], float]] = {
         throughput_hz,
         drain_hz,
         worker_cpu_s_per_job,
+        pss_bytes,
         pss_bytes_per_slot,
         latency_p50_s,
         latency_p99_s,

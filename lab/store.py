@@ -2,8 +2,9 @@
 
 Schema 1 (Sidestep 0.1):
     schema, written_by, environment, experiments, seed, repeats, quick, left_out, runs: [{trial, ledger, resources,
-    faults, samples}].  `samples` holds `n` and one column a name of SAMPLE_COLUMNS: differences of int64 values,
-    little-endian, zlib, base64.  Verdicts are not stored: they are computed from the runs.
+    processes, retakes, last_words, samples}].  `samples` holds `n` and one column a name of SAMPLE_COLUMNS:
+    differences of int64 values, little-endian, zlib, base64.  Verdicts and faults are not stored: they are found from
+    the runs.
 A later version reads every earlier schema.
 """
 
@@ -24,10 +25,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.checks import faults
 from lab.model import (
     SAMPLE_COLUMNS,
     BadInput,
-    Fault,
     FrozenArgs,
     LabError,
     Ledger,
@@ -142,7 +143,9 @@ def _run_to_json(run: Run) -> dict[str, Any]:
         },
         "ledger": dataclasses.asdict(run.ledger),
         "resources": dataclasses.asdict(run.resources),
-        "faults": [dataclasses.asdict(fault) for fault in run.faults],
+        "processes": list(run.processes),
+        "retakes": run.retakes,
+        "last_words": run.last_words,
         "samples": {"n": len(run.samples), **{name: encode(getattr(run.samples, name)) for name in SAMPLE_COLUMNS}},
     }
 
@@ -154,13 +157,17 @@ def _run_from_json(raw: Mapping[str, Any]) -> Run:
     columns = {name: decode(samples[name]) for name in SAMPLE_COLUMNS}
     if {len(column) for column in columns.values()} != {samples["n"]}:
         raise ValueError("columns of unequal length")
-    return Run(
+    run = Run(
         trial=_checked(Trial(trial["experiment"], setup, trial["repeat"])),
         samples=Samples(**columns),
         ledger=_checked(Ledger(**raw["ledger"])),
         resources=_checked(Resources(**raw["resources"])),
-        faults=tuple(_checked(Fault(**fault)) for fault in raw["faults"]),
+        processes=tuple(raw["processes"]),
+        retakes=raw["retakes"],
+        last_words=raw["last_words"],
     )
+    # Found again, like verdicts: a better check judges old runs too.
+    return dataclasses.replace(_checked(run), faults=faults(run))
 
 
 def _pack(value: Any) -> Any:

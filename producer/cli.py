@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+import os
 import re
 import sys
 import uuid
 from typing import Any, NoReturn
 
 import click
+import redis
 from kombu.exceptions import KombuError, OperationalError
 
 from producer.pacers import Burst, Constant, Pacer, PacerError, Poisson
@@ -55,9 +58,13 @@ class Argument(click.ParamType["tuple[str, Any]"]):
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--job", "job_name", default="spin", show_default=True, help=f"One of: {', '.join(JOBS)}.")
+@click.option(
+    "--job", "job_name", envvar="PRODUCER_JOB", default="spin", show_default=True, help=f"One of: {', '.join(JOBS)}."
+)
 @click.option("--rate", type=float, default=10.0, show_default=True, help="Jobs a second.")
-@click.option("--for", "duration_s", type=Duration(), default="10s", show_default=True, help="How long.")
+@click.option(
+    "--for", "duration_s", envvar="PRODUCER_FOR", type=Duration(), default="10s", show_default=True, help="How long."
+)
 @click.option("--shape", type=click.Choice(["constant", "poisson", "burst"]), default="constant", show_default=True)
 @click.option(
     "--ms",
@@ -66,11 +73,18 @@ class Argument(click.ParamType["tuple[str, Any]"]):
     show_default=True,
     help="CPU time of a job that scales.",
 )
-@click.option("--arg", "extra", type=Argument(), multiple=True, help="An argument of the job, such as io_ms=50.")
+@click.option(
+    "--arg",
+    "extra",
+    envvar="PRODUCER_ARG",
+    type=Argument(),
+    multiple=True,
+    help="An argument of the job, such as io_ms=50.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--queue", default="jobs", show_default=True)
 @click.option("--broker", envvar="SIDESTEP_BROKER", default="redis://127.0.0.1:6379/0", help="URL of the broker.")
-@click.option("--json", "want_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--json", "want_json", envvar="PRODUCER_JSON", is_flag=True, help="One JSON object on stdout.")
 def cli(
     job_name: str,
     rate: float,
@@ -89,6 +103,8 @@ def cli(
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise click.UsageError(f"there is no job {job_name!r}{hint} There are: {', '.join(JOBS)}")
     job = JOBS[job_name]
+    if not (rate > 0 and math.isfinite(rate)):
+        raise click.UsageError(f"--rate must be a number above 0, not {rate}")
     pacer: Pacer
     if shape == "burst":
         pacer = Burst(max(1, round(rate * duration_s)))
@@ -106,6 +122,8 @@ def cli(
             f"job {job_name!r} does not take these arguments ({error}); set them with --arg name=value"
         ) from None
     sent = _send(Settings(broker=broker, queue=queue), job.task_name, args, units, pacer)
+    if not sent:
+        raise click.UsageError(f"this load makes no job in {duration_s:g} s; raise --rate or --for")
     lags_ms = sorted((s.sent_ns - s.due_ns) / 1e6 for s in sent)
     lag = {name: round(lags_ms[min(len(lags_ms) - 1, int(q * len(lags_ms)))], 3) for name, q in _QUANTILES.items()}
     if want_json:
@@ -151,10 +169,18 @@ def main() -> NoReturn:
     except (SettingsError, PacerError) as error:
         print(f"producer: {error}", file=sys.stderr)
         code = COULD_NOT
-    except (OperationalError, KombuError, OSError) as error:
+    except (OperationalError, KombuError, redis.RedisError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         print(
             f"producer: the broker does not answer ({reason}); is it up?  docker compose up -d redis", file=sys.stderr
+        )
+        code = COULD_NOT
+    except Exception as error:
+        if os.environ.get("SIDESTEP_DEBUG"):
+            raise
+        print(
+            f"producer: a fault in itself ({type(error).__name__}: {error}); SIDESTEP_DEBUG=1 shows where",
+            file=sys.stderr,
         )
         code = COULD_NOT
     sys.stdout.flush()

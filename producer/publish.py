@@ -22,6 +22,8 @@ class Sent:
     due_ns: int
     sent_ns: int
     """When the producer began to hand it to the broker."""
+    taken_ns: int = 0
+    """When the broker had taken it and all others of its batch."""
 
 
 def publish(
@@ -49,7 +51,8 @@ def publish(
     def flush() -> Iterator[Sent]:
         sent_ns = now_ns()
         send([seq for seq, _ in waiting])
-        yield from (Sent(seq, due_ns, sent_ns) for seq, due_ns in waiting)
+        taken_ns = now_ns()
+        yield from (Sent(seq, due_ns, sent_ns, taken_ns) for seq, due_ns in waiting)
         waiting.clear()
 
     # A closed load's next job waits for these to end: once its first jobs are out, hold nothing back.

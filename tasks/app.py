@@ -12,8 +12,11 @@ from tasks.jobs import JOBS
 from tasks.settings import PRESETS, Settings, SettingsError, from_env
 
 
-def make_app(settings: Settings) -> Celery:
-    """An app with every job registered, JSON only, and no result backend: marks carry what results would."""
+def make_app(settings: Settings, *, socket_timeout_s: float | None = None) -> Celery:
+    """An app with every job registered, JSON only, and no result backend: marks carry what results would.
+
+    `socket_timeout_s` bounds the wait for one answer of the broker; Celery's own default waits for ever.
+    """
     app = Celery("sidestep", broker=settings.broker, set_as_current=False)
     options: dict[str, Any] = {
         "task_default_queue": settings.queue,
@@ -27,6 +30,8 @@ def make_app(settings: Settings) -> Celery:
     transport = {**options.get("broker_transport_options", {})}
     if settings.key_prefix:
         transport["global_keyprefix"] = settings.key_prefix
+    if socket_timeout_s is not None:
+        transport["socket_timeout"] = socket_timeout_s
     options["broker_transport_options"] = transport
     if settings.prefetch is not None:
         options["worker_prefetch_multiplier"] = settings.prefetch

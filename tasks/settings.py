@@ -40,8 +40,8 @@ class Settings:
 
     broker: str = field(default="redis://127.0.0.1:6379/0", repr=False)  # may hold a password
     """URL of the broker."""
-    key_prefix: str = ""
-    """Put before every key in Redis, so that runs and strangers stay apart."""
+    key_prefix: str = "sidestep:"
+    """Put before every key in Redis, so that runs and strangers stay apart: a queue of somebody else is never eaten."""
     queue: str = "jobs"
     preset: str = "default"
     prefetch: int | None = None
@@ -65,6 +65,8 @@ class Settings:
         if scheme not in {"redis", "rediss"}:
             # The URL itself stays out of the message: it may hold a password.
             raise SettingsError("the broker URL must look like redis://[:password@]host:port/db (or rediss://)")
+        if not self.key_prefix:
+            raise SettingsError("key_prefix must not be empty: it keeps our queues apart from everybody else's")
         if self.prefetch is not None and self.prefetch < 0:
             raise SettingsError(f"prefetch must be 0 (no limit) or more, not {self.prefetch}")
         if self.switch_interval_s is not None and not 0 < self.switch_interval_s <= 1:

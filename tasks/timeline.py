@@ -33,10 +33,12 @@ DONE, FAILED, GIL = 1, 2, 4
 """Flags: the job returned; the job raised; this interpreter had its GIL switched on when the job ended."""
 
 
+_ask_gil = getattr(sys, "_is_gil_enabled", None)  # Python 3.13 and later
+
+
 def gil_enabled() -> bool:
     """Whether this interpreter runs one thread at a time, asked now: an import can switch the GIL back on."""
-    ask = getattr(sys, "_is_gil_enabled", None)
-    return True if ask is None else bool(ask())
+    return True if _ask_gil is None else bool(_ask_gil())
 
 
 def python_version() -> str:

@@ -104,6 +104,7 @@ def make_resources(
     worker_pss_bytes: int | None = 50_000_000,
     others_cpu_s: float | None = 0.0,
     steal_s: float | None = 0.0,
+    fed_s: float = 0.0,
     python: str = "3.13.5",
     gil_enabled: bool = True,
 ) -> Resources:
@@ -117,6 +118,7 @@ def make_resources(
         others_cpu_s=others_cpu_s,
         steal_s=steal_s,
         drained_s=drained_s,
+        fed_s=fed_s,
         python=python,
         gil_enabled=gil_enabled,
     )

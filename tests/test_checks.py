@@ -82,9 +82,9 @@ CASES = {
     ),
     "a burst that takes half the run to feed": Case(
         late_producer,
-        make_run(setup=BURST, samples=lagging(16), wall_s=0.03),
+        make_run(setup=BURST, resources=make_resources(wall_s=0.03, fed_s=0.016)),
         "0.02 s of the 0.03 s run",
-        make_run(setup=BURST, samples=lagging(14), wall_s=0.03),
+        make_run(setup=BURST, resources=make_resources(wall_s=0.03, fed_s=0.014)),
     ),
     "other programs": Case(
         noisy_machine, machine(others_cpu_s=2.6), "other programs used 0.26 cores", machine(others_cpu_s=2.4)

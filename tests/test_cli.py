@@ -274,7 +274,7 @@ def ended(path):
     [
         (["--job", "spinn"], "did you mean 'spin'?"),
         (["--for", "soon"], "'soon' is not a duration"),
-        (["--rate", "-1"], "rate_hz must be a number above 0"),
+        (["--rate", "-1"], "--rate must be a number above 0"),
         (["--arg", "=3"], "is not an argument"),
         (["--job", "snooze"], "set them with --arg"),
         (["--broker", "amqp://x"], "redis://"),
@@ -295,3 +295,76 @@ def test_every_verb_has_help_without_jargon_left_over():
         done = sidestep(verb, "--help")
         assert done.returncode == 0
         assert re.search(r"^\s+\S.*\.$", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_every_option_has_the_environment_variable_that_its_help_names():
+    from lab.cli import cli
+
+    named = {option.envvar for verb in cli.commands.values() for option in verb.params if hasattr(option, "is_flag")}
+    assert {
+        "SIDESTEP_RUN_JSON",
+        "SIDESTEP_RUN_ALL",
+        "SIDESTEP_DEMO_OPEN",
+        "SIDESTEP_BROKER",
+        "SIDESTEP_RUN_QUICK",
+    } <= named
+    assert None not in named
+    assert json.loads(sidestep("list", SIDESTEP_LIST_JSON="1").stdout)["schema"] == 1
+    assert "SIDESTEP_RUN_JSON" in sidestep("run", "--help").stdout
+
+
+def test_remedies_keep_their_brackets(monkeypatch):
+    from click.testing import CliRunner
+
+    from lab import broker
+    from lab.cli import Catalogue, cli
+
+    monkeypatch.setattr(broker, "find_server", lambda: None)
+    done = CliRunner().invoke(cli, ["doctor"], obj=Catalogue(EXPERIMENTS, ()))
+    assert done.exit_code == 2
+    assert "sidestep[embedded]" in "".join(line.strip() for line in done.output.splitlines())
+
+
+@pytest.mark.real
+def test_a_broker_that_dies_in_the_middle_ends_the_run_in_one_line_and_keeps_the_trials(tmp_path):
+    run = start_run(tmp_path / "suite")
+    (server,) = [p for p in psutil.Process(run.pid).children() if "valkey" in p.name() or "redis" in p.name()]
+    server.kill()
+    stdout, stderr = run.communicate(timeout=120)
+    assert run.returncode == 2, (stdout, stderr)
+    assert "Traceback" not in stderr + stdout
+    assert stderr.strip().splitlines()[-1].startswith("sidestep: ")
+    assert load(tmp_path / "suite").runs
+
+
+@pytest.mark.real
+def test_two_runs_cannot_write_one_suite(tmp_path):
+    run = start_run(tmp_path / "suite")
+    other = sidestep("run", "gil-release", "--quick", "--out", str(tmp_path / "suite"))
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=30)
+    assert "another run is writing" in one_line(other)
+
+
+@pytest.mark.real
+def test_on_a_users_broker_only_our_keys_come_and_they_go_again():
+    from lab.broker import PREFIX, own_server, users_broker
+    from lab.children import Children
+    from lab.session import open_session
+
+    with Children() as children, own_server(children) as broker, broker.client() as client:
+        # Given keys of a killed session, of a worker started by hand, and of one that still runs
+        client.set(f"{PREFIX}{'a' * 16}:x:unacked", "1")
+        client.set(f"{PREFIX}jobs", "1")
+        client.set(f"{PREFIX}{'b' * 16}:x:unacked", "1")
+        client.set(f"{PREFIX}{'b' * 16}:alive", "1")
+        with open_session(broker.url) as session:
+            session.say_alive()
+            left = set(client.keys())
+            assert f"{session.prefix}alive" in left
+        # Then the first are gone, the others stay, and ours go with us
+        assert left - {f"{session.prefix}alive"} == set(client.keys())
+        assert set(client.keys()) == {f"{PREFIX}jobs", f"{PREFIX}{'b' * 16}:x:unacked", f"{PREFIX}{'b' * 16}:alive"}
+        client.set(b"\xff\xfe", "binary")
+        with pytest.raises(Exception, match="not Sidestep's"):
+            users_broker(broker.url)

@@ -119,11 +119,11 @@ def test_a_job_whose_receipt_nobody_saw_keeps_a_zero_there():
     assert observe(sent(1), marks, expected=lambda _: RIGHT)[0].received_ns.tolist() == [0]
 
 
-def test_workers_and_threads_are_numbered_from_0_in_order_of_appearance():
+def test_threads_are_numbered_from_0_in_order_of_appearance_and_workers_by_their_tape():
     marks = marks_of(*((seq, DONE, RIGHT) for seq in range(4)))
     marks["worker"], marks["thread"] = [9, 4, 9, 6], [2**63, 5, 5, 2**63]
     samples, _ = observe(sent(4), marks, expected=lambda _: RIGHT)
-    assert samples.worker.tolist() == [0, 1, 0, 2]
+    assert samples.worker.tolist() == [9, 4, 9, 6]
     assert samples.thread.tolist() == [0, 1, 1, 0]
 
 

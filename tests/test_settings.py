@@ -12,7 +12,7 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 settings = st.builds(
     Settings,
     broker=st.sampled_from(["redis://:p%20w@host:1/2", "rediss://host", "redis://[::1]:6380/0"]),
-    key_prefix=st.just("") | words,
+    key_prefix=words,
     queue=words,
     preset=st.sampled_from(sorted(PRESETS)),
     prefetch=st.none() | st.integers(0, 10**6),

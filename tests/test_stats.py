@@ -238,6 +238,7 @@ def test_each_measure_is_what_its_name_says():
         "throughput_hz": 7 / 4,
         "drain_hz": 8 / 5,
         "worker_cpu_s_per_job": 0.8 / 8,
+        "pss_bytes": 70_000_000,
         "pss_bytes_per_slot": 35_000_000,
         "latency_p50_s": 2.0,
         "latency_p99_s": 3.0,
@@ -247,5 +248,5 @@ def test_each_measure_is_what_its_name_says():
 
 def test_what_was_not_measured_is_not_a_number():
     unread = make_run(resources=make_resources(drained_s=None, worker_pss_bytes=None))
-    for name in ("drain_hz", "pss_bytes_per_slot", "latency_p50_s", "latency_p99_s"):
+    for name in ("drain_hz", "pss_bytes", "pss_bytes_per_slot", "latency_p50_s", "latency_p99_s"):
         assert math.isnan(MEASURES[name](unread)), name

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import EXPERIMENTS
-from lab.model import SAMPLE_COLUMNS, BadInput, Fault, LabError, Run, Suite
+from lab.model import SAMPLE_COLUMNS, BadInput, LabError, Ledger, Run, Suite
 from lab.store import FILE, SCHEMA, SuiteFile, decode, encode, load
 from lab.verdict import judge_all
 from producer.pacers import Burst, Closed, Constant, Poisson, Ramp, Replay, Steps
@@ -45,6 +45,9 @@ def as_plain(run: Run) -> dict[str, object]:
         "ledger": run.ledger,
         "resources": run.resources,
         "faults": run.faults,
+        "processes": run.processes,
+        "retakes": run.retakes,
+        "last_words": run.last_words,
         "samples": samples,
     }
 
@@ -114,12 +117,14 @@ def test_every_part_of_a_suite_survives_the_disk(tmp_path: Path):
         watch_broker=True,
         python="/opt/python",
     )
-    faults = (Fault("lost_jobs", "one is gone · ½"), Fault("other", ""))
     resources = replace(
-        make_run().resources, commands={"brpop": 3}, bytes_in=2**40, broker_cpu_s=0.1, context_switches=None
+        make_run().resources, commands={"brpop": 3}, bytes_in=2**40, broker_cpu_s=0.1, context_switches=None, fed_s=0.5
     )
     # When it is saved and loaded, from the folder and from the file
-    suite = make_suite(make_run(setup=setup, faults=faults, resources=resources), make_run(repeat=7))
+    run = replace(
+        make_run(setup=setup, resources=resources), processes=({"pid": 7},), retakes=2, last_words="it fell · ½"
+    )
+    suite = make_suite(run, make_run(repeat=7))
     SuiteFile(tmp_path).save(suite)
     # Then it is what it was
     assert_same(load(tmp_path), suite)
@@ -166,7 +171,7 @@ def test_a_file_that_is_no_suite_is_refused_in_one_line(content: bytes, tmp_path
 
 
 def saved(directory: Path) -> Path:
-    SuiteFile(directory).save(make_suite(make_run(faults=(Fault("a", "b"),))))
+    SuiteFile(directory).save(make_suite(make_run()))
     return directory / FILE
 
 
@@ -204,7 +209,7 @@ def without(document: object, path: tuple[object, ...]) -> str:
 
 
 OPTIONAL = {"written_by"}
-FREE = {"environment", "experiments", "repeats", "left_out", "faults", "commands", "args"}
+FREE = {"environment", "experiments", "repeats", "left_out", "processes", "commands", "args"}
 
 
 def test_a_file_with_a_part_missing_is_refused(tmp_path: Path):
@@ -326,3 +331,12 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path):
     with pytest.raises(LabError, match="--out"):
         SuiteFile(tmp_path).save(make_suite(make_run(repeat=9)))
     assert path.read_bytes() == before
+
+
+def test_faults_are_found_again_when_a_suite_is_read(tmp_path: Path):
+    # Given a run that lost a job, saved by a Sidestep that saw nothing wrong in it
+    lossy = make_run(ledger=Ledger(issued=4, done=3, failed=0, lost=1))
+    assert lossy.faults == ()
+    SuiteFile(tmp_path).save(make_suite(lossy))
+    # Then whoever reads it is told
+    assert [fault.check for fault in load(tmp_path).runs[0].faults] == ["incomplete_ledger"]

@@ -1,6 +1,9 @@
 """Real workers of every pool do every job, and every job is accounted for."""
 
+import contextlib
+
 import numpy as np
+import psutil
 import pytest
 
 from lab.abilities import probe
@@ -13,6 +16,8 @@ from producer.payloads import Calibrated, EachJob, Text, Upstream
 from tasks.jobs import JOBS
 from tasks.pools import POOLS
 from tasks.standalone import EXECUTORS
+from tasks.timeline import boot_id
+from tests.fakes import make_resources, make_run
 
 pytestmark = pytest.mark.real
 
@@ -29,7 +34,6 @@ ARGS = {
     "mixed": {"loops": Calibrated(ms=1), "io_ms": 1},
     "echo": {"payload": Text(300)},
 }
-NEEDS_A_BROKER = {"ask"}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,7 @@ def test_every_pool_does_every_job_once_and_right(runner, pool, job):
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("job", sorted(set(ARGS) - NEEDS_A_BROKER))
+@pytest.mark.parametrize("job", ARGS)
 def test_every_executor_does_every_job_once_and_right(runner, executor, job):
     concurrency = 1 if executor == "serial" else 3
     setup = Setup(job=job, args=ARGS[job], pacer=Burst(12), queued=False, pool=executor, concurrency=concurrency)
@@ -139,3 +143,77 @@ def test_a_worker_that_cannot_start_says_why(runner):
 )
 def test_what_a_pool_lacks_is_found_on_a_live_worker(session, pool, lacks):
     assert probe(session, POOLS[pool]).lacks == lacks
+
+
+class Scripted(Runner):
+    """A runner whose trials come out as told, without running anything."""
+
+    def __init__(self, *outcomes, retakes):
+        super().__init__(None, 2, retakes=retakes)
+        object.__setattr__(self, "outcomes", list(outcomes))
+
+    def _once(self, trial):  # noqa: ARG002  whatever is asked
+        return self.outcomes.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("noisy_s", "retakes", "taken"),
+    [((0, 0, 0), 2, 0), ((5, 0, 0), 2, 1), ((5, 5, 0), 2, 2), ((5, 5, 5), 2, 2), ((5, 5, 5), 1, 1), ((5, 0, 0), 0, 0)],
+)
+def test_a_noisy_run_is_taken_again_as_often_as_allowed_and_that_is_told(noisy_s, retakes, taken):
+    runs = [make_run(resources=make_resources(others_cpu_s=s)) for s in noisy_s]
+    run = Scripted(*runs, retakes=retakes).run(Trial("test", runs[0].trial.setup, 0))
+    assert run.retakes == taken
+    assert bool(run.faults) == (noisy_s[taken] > 0)
+
+
+def test_a_worker_that_is_killed_in_the_middle_leaves_a_ledger_with_what_was_lost(session):
+    # Given a worker that will be killed as soon as its first jobs are done
+    killed = []
+
+    def kill_it():
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                words = process.cmdline()
+                if "celery" in words and process.environ().get("SIDESTEP_TAPE_DIR", "").startswith(
+                    str(session.children.directory)
+                ):
+                    killed.append(process.pid)
+                    process.kill()
+
+    calls = iter(range(10**9))
+    runner = Runner(session, cores(), idle=lambda: kill_it() if next(calls) == 20 else None)
+    setup = Setup(job="snooze", args={"ms": 20}, pacer=Burst(100), pool="threads", concurrency=2)
+    run = runner.run(Trial("test", setup, 0))
+    # Then some jobs were done and the rest are lost, and the run says so
+    assert killed
+    assert run.ledger.done > 0
+    assert run.ledger.lost > 0
+    assert "incomplete_ledger" in {fault.check for fault in run.faults}
+
+
+def test_marks_remember_the_process_they_come_from(runner):
+    setup = Setup(job="snooze", args={"ms": 30}, pacer=Burst(8), pool="prefork", concurrency=2)
+    run = runner._once(Trial("test", setup, 0))
+    pids = {run.processes[number]["pid"] for number in run.samples.worker.tolist()}
+    assert len(pids) == 2
+    assert all(run.processes[number]["boot_id"] == boot_id() for number in run.samples.worker.tolist())
+
+
+def test_warming_up_ends_before_the_clock_starts(runner):
+    # Given jobs long enough that an early acknowledgement comes long before their end
+    setup = Setup(job="snooze", args={"ms": 150}, pacer=Burst(2), pool="threads", concurrency=2)
+    run = runner._once(Trial("test", setup, 0))
+    # Then no job of the trial waits for one of the warm-up
+    assert float(run.samples.wait_s.max()) < 0.15
+
+
+def test_the_brokers_bill_is_whole_commands_a_job(runner):
+    setup = Setup(job="noop", args={}, pacer=Burst(50), pool="solo")
+    bill = runner._once(Trial("test", setup, 0)).resources
+    for once_a_job in ("lpush", "brpop", "hset", "hdel", "zrem"):
+        assert bill.commands[once_a_job] == 50, bill.commands
+    assert bill.commands.get("hlen", 0) == 0
+    # An empty job's envelope is some 900 bytes in; what the lab reads for itself, kilobytes, is not in it
+    assert 50 * 900 < bill.bytes_in < 50 * 4000
+    assert 50 * 500 < bill.bytes_out < 50 * 2500

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from lab.arenas.arena import await_ready
-from lab.children import Children, kill, tree
+from lab.children import Children, kill, last_words, tree
 from lab.model import Setup
 from tasks.pools import EVENTLET_WARNING_FILTER
 from tasks.settings import Settings
@@ -34,6 +34,7 @@ class CeleryWorkers:
         extra: tuple[str, ...] = QUIET,
     ) -> None:
         self._workers: list[subprocess.Popen[Any]] = []
+        self._logs: list[Path] = []
         self.about: dict[str, Any] = {}
         begun = time.monotonic()
         try:
@@ -73,6 +74,7 @@ class CeleryWorkers:
         finally:
             os.close(told)
         self._workers.append(worker)
+        self._logs.append(log)
         return ready, worker, log
 
     def processes(self) -> list[psutil.Process]:
@@ -82,6 +84,10 @@ class CeleryWorkers:
     def alive(self) -> bool:
         """Whether every worker still runs."""
         return all(worker.poll() is None for worker in self._workers)
+
+    def last_words(self) -> str:
+        """The ends of the workers' logs, on one line."""
+        return " | ".join(last_words(log) for log in self._logs)
 
     def close(self) -> None:
         """End the workers at once: a drained worker holds nothing, and its marks are in mapped files."""

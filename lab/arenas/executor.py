@@ -31,6 +31,7 @@ class ExecutorProgram:
         nonce: int,
         due_ns: Sequence[int],
         args: Sequence[dict[str, object]],
+        broker_url: str,
     ) -> None:
         self._log = directory / "executor.log"
         self._label = setup.label
@@ -38,6 +39,7 @@ class ExecutorProgram:
         with self._log.open("wb") as errors:
             self._program = children.start(
                 [python, "-m", "tasks.standalone"],
+                env={"SIDESTEP_BROKER": broker_url},  # `ask` jobs ask it
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -34,7 +34,13 @@ ENTRIES: Mapping[str, tuple[str, Words]] = {
     "implementation": ("Implementation", str),
     "gil_enabled": ("GIL", lambda enabled: "on" if enabled else "off"),
     "switch_interval_s": ("Switch interval", lambda seconds: f"{number(seconds * 1e3)} ms"),
+    "workers_python": ("Python of the workers", str),
     "broker": ("Broker", str),
+    "broker_is_own": ("Broker of this run alone", lambda own: "yes" if own else "no"),
+    "units_per_ms": (
+        "Work per millisecond",
+        lambda units: ", ".join(f"{job} {number(n)} units" for job, n in sorted(units.items())),
+    ),
     "packages": ("Packages", _packages),
     "sidestep": ("Sidestep", str),
     "revision": ("Revision", str),
