@@ -5,7 +5,7 @@ from producer.pacers import Burst
 from producer.payloads import Calibrated
 from tasks.pools import POOLS
 
-NOOP, TEN_MS = Burst(2500), Burst(200)
+NOOP, TEN_MS = Burst(1500), Burst(150)
 BOTH = (True, False)
 SLOTS = {"solo": 1, "prefork": 2, "threads": 2, "eventlet": 10, "gevent": 10}
 
@@ -38,14 +38,15 @@ experiment = Experiment(
                     "args": ({"chunks": Calibrated(ms=10)},),
                     "pacer": (TEN_MS,),
                     "pool": (pool,),
-                    "concurrency": (SLOTS[pool],),
+                    # One slot where slots compute side by side: a run that fills every core measures its neighbours.
+                    "concurrency": (1 if pool in {"prefork", "threads"} else SLOTS[pool],),
                     "marks": BOTH,
                 }
             ),
         )
     ),
     claims=tuple(_claim(pool, job, least) for pool in POOLS for job, least in (("noop", 0.90), ("digest", 0.98))),
-    repeats=15,
+    repeats=25,
     side_by_side="marks",
     quick_repeats=3,
 )
