@@ -9,11 +9,12 @@ experiment = Experiment(
     question="Does a second thread, or a second process, speed up pure-Python work?",
     # 25 ms a job: the queue's own millisecond or two must not hide what the GIL does.
     base=Setup(job="spin", args={"loops": Calibrated(ms=25)}, pacer=Burst(60)),
-    quick={"pacer": Burst(26)},
+    quick={"pacer": Burst(22)},
     arms=(
         Arms({"pool": ("threads", "prefork"), "concurrency": (UP_TO_CORES,)}),
         Arms({"queued": (False,), "pool": ("serial",)}),
-        Arms({"queued": (False,), "pool": ("threads", "processes"), "concurrency": (2,)}),
+        Arms({"queued": (False,), "pool": ("threads",), "concurrency": (1, 2)}),
+        Arms({"queued": (False,), "pool": ("processes",), "concurrency": (2,)}),
         Arms({"queued": (False,), "pool": ("threads", "processes"), "concurrency": (UP_TO_CORES,)}, in_quick=False),
     ),
     claims=(
@@ -45,14 +46,14 @@ experiment = Experiment(
         ),
         Claim(
             id="gil-cpu/bare-threads",
-            says="Without a queue, two threads of one program do pure-Python work no faster than a plain loop.",
+            says="Without a queue, two threads of one program do pure-Python work no faster than one.",
             measure=Ratio(
                 "throughput_hz",
+                # Not against the plain loop: on a main thread the same Python runs some percent slower than on another.
                 of={"queued": False, "pool": "threads", "concurrency": 2},
-                to={"queued": False, "pool": "serial"},
+                to={"queued": False, "pool": "threads", "concurrency": 1},
             ),
-            # Looser than for Celery: the same loop differs by some percent between a main thread and another.
-            at_most=1.2,
+            at_most=1.1,
             needs_cores=2,
             why="It is the interpreter that serialises threads, not Celery.",
             advice="concurrent.futures will not help either: ProcessPoolExecutor does, ThreadPoolExecutor does not.",

@@ -11,7 +11,8 @@ experiment = Experiment(
     base=Setup(job="digest", args={"chunks": Calibrated(ms=40)}, pacer=Burst(40)),
     quick={"pacer": Burst(16)},
     arms=(
-        Arms({"pool": ("threads", "prefork"), "concurrency": (UP_TO_CORES,)}),
+        Arms({"pool": ("threads",), "concurrency": (UP_TO_CORES,)}),
+        Arms({"pool": ("prefork",), "concurrency": (UP_TO_CORES,)}, in_quick=False),
         Arms({"queued": (False,), "pool": ("serial",)}),
         Arms({"queued": (False,), "pool": ("threads",), "concurrency": (2,)}),
         Arms({"queued": (False,), "pool": ("threads",), "concurrency": (UP_TO_CORES,)}, in_quick=False),

@@ -10,7 +10,7 @@ from typing import Any, cast
 from lab.model import Experiment, Setup, Trial
 from producer.payloads import Calibrated, Upstream
 
-BOOT_S = {"queued": 0.9, "bare": 0.35}
+BOOT_S = {"queued": 0.65, "bare": 0.3}
 """Seconds to start, warm and stop an arena on a two-core machine: only for the estimate of the time left."""
 
 

@@ -208,7 +208,7 @@ class Runner:
         return resources.snapshot(arena.processes(), self.session.helpers, broker)
 
     def _warm_up(self, setup: Setup, load: _Load, app: Any, queue: _Queue, arena: CeleryWorkers, tapes: Tapes) -> None:
-        """Fill every slot at once with sleeping jobs, so that each thread and child exists, then do a few real ones.
+        """Fill every slot at once with sleeping jobs, so that each thread and child exists; then one real one a slot.
 
         Over when the last of them has ended: an early acknowledgement says only that it has begun. Without marks the
         broker's word is all there is, so such setups should acknowledge late. Raises LabError when it does not end.
@@ -217,7 +217,7 @@ class Runner:
         sleep_ms = 20 + 4 * setup.slots
         for name, args, count in (
             ("snooze", {"ms": sleep_ms}, setup.slots),
-            (setup.job, load.args(0), 2 * setup.slots),
+            (setup.job, load.args(0), setup.slots),
         ):
             nonce = secrets.randbits(63)
             sender = Sender(
@@ -231,7 +231,9 @@ class Runner:
             sender.close()
             progress = Progress(tapes, nonce)
             deadline = time.monotonic() + PATIENCE_S
-            while (setup.marks and len(progress.ended_ns()) < count) or not queue.empty_since_ns():
+            while not (
+                len(progress.ended_ns()) >= count and not queue.held() if setup.marks else queue.empty_since_ns()
+            ):
                 if not arena.alive():
                     raise LabError(f"{setup.label}: the worker ended while it warmed up: {arena.last_words()}")
                 if time.monotonic() > deadline:
