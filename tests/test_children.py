@@ -29,7 +29,8 @@ with own_server(children) as broker:
     child = children.start([sys.executable, "-c", inner], stdout=subprocess.PIPE)
     grandchild = int(child.stdout.readline())
     print(json.dumps({"pids": [broker.pid, child.pid, grandchild], "directory": str(children.directory)}), flush=True)
-    time.sleep(600)
+    while True:
+        time.sleep(0.05)  # not one long sleep: a signal that comes just before it would go unnoticed until its end
 """
 
 
