@@ -34,6 +34,8 @@ class Children:
         self.path = self.directory / "path"
         self.path.mkdir()
         (self.path / "tasks").symlink_to(Path(str(tasks.__file__)).resolve().parent, target_is_directory=True)
+        self._temporary = self.directory / "tmp"
+        self._temporary.mkdir()
         self._token = uuid.uuid4().hex
         self._guard = subprocess.Popen(
             [sys.executable, "-m", "lab.guard", self._token, str(self.directory)],
@@ -59,6 +61,7 @@ class Children:
             **inherited,
             "PYTHONPATH": str(python_path or self.path),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "TMPDIR": str(self._temporary),  # what a killed child leaves there goes with our directory
             TOKEN_VAR: self._token,
             **(env or {}),
         }

@@ -86,6 +86,19 @@ def test_children_see_tasks_and_none_of_our_settings(monkeypatch):
     assert settings == ["SIDESTEP_SESSION"]
 
 
+def test_what_a_killed_child_leaves_in_its_temporary_folder_goes_with_ours():
+    with Children() as children:
+        child = children.start(
+            [sys.executable, "-c", "import tempfile; print(tempfile.mkdtemp(), flush=True); input()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        left = child.stdout.readline().decode().strip()
+        kill(child)
+        assert os.path.isdir(left)
+    assert not os.path.exists(left)
+
+
 def test_kill_ends_a_whole_tree():
     with Children() as children:
         inner = (
