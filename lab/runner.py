@@ -106,6 +106,7 @@ class Runner:
                 args_of=load.args,
                 id_of=lambda seq: job_id(load.nonce, seq),
             )
+            sender.prepare()
             progress = Progress(tapes, load.nonce)
             asked, snoop = resources.counters_before(session.client, queue.held, local=session.broker.is_local)
             before, looks = self._snapshot(arena, asked), queue.looks

@@ -149,6 +149,7 @@ def _send(settings: Settings, task_name: str, args: Args, units: dict[float, int
         id_of=lambda _: str(uuid.uuid4()),
     )
     try:
+        sender.prepare()
         return list(publish(pacer, sender))
     finally:
         sender.close()

@@ -96,15 +96,22 @@ class Sender:
         self._connection = app.connection_for_write()
         self._producer = app.amqp.Producer(self._connection)
 
+    def prepare(self) -> None:
+        """Connect, declare the queue and build one message, so that the first job is not late for it."""
+        self._producer.maybe_declare(self._app.amqp.queues[self._queue])
+        self._message(0)
+
+    def _message(self, seq: int) -> Any:
+        return self._app.amqp.as_task_v2(
+            self._id_of(seq), self._task_name, kwargs=self._args_of(seq), ignore_result=True
+        )
+
     def __call__(self, seqs: Sequence[int]) -> None:
         """Send the jobs with these numbers; return when the broker has taken them all."""
-        amqp = self._app.amqp
+        send = self._app.amqp.send_task_message
         with self._producer.batch(max_size=max(len(seqs), 1)):
             for seq in seqs:
-                message = amqp.as_task_v2(
-                    self._id_of(seq), self._task_name, kwargs=self._args_of(seq), ignore_result=True
-                )
-                amqp.send_task_message(self._producer, self._task_name, message, queue=self._queue, retry=False)
+                send(self._producer, self._task_name, self._message(seq), queue=self._queue, retry=False)
 
     def close(self) -> None:
         """Give the connection back."""
