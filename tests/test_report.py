@@ -550,3 +550,10 @@ def compare(name: str, now: str) -> None:
         file.write_text(now, "utf-8")
         pytest.fail(f"wrote {file}; read it, then run again")
     assert now == file.read_text("utf-8")
+
+
+def test_every_measure_has_words() -> None:
+    from lab.report.words import MEASURES as words
+    from lab.stats import MEASURES as measures
+
+    assert set(words) == set(measures)

@@ -13,6 +13,7 @@ MEASURES = {
     "throughput_hz": "jobs per second",
     "drain_hz": "jobs per second, timed at the broker",
     "worker_cpu_s_per_job": "CPU time per job",
+    "pss_bytes": "memory of the whole worker",
     "pss_bytes_per_slot": "memory per slot",
     "latency_p50_s": "median latency",
     "latency_p99_s": "p99 latency",
