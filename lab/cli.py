@@ -19,7 +19,8 @@ import click
 import redis
 from kombu.exceptions import KombuError, OperationalError
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
+from rich.table import Column, Table
 
 from lab import doctor as doctors
 from lab import environment
@@ -33,6 +34,7 @@ from lab.plan import expected_s
 from lab.progress import TrialProgress, spell
 from lab.report.text import render, verdicts
 from lab.report.units import sure
+from lab.report.words import MEASURES
 from lab.store import FILE, load
 from lab.verdict import judge_all
 from tasks.pools import EVENTLET_WARNING_FILTER, POOLS
@@ -129,14 +131,21 @@ def measuring(function: Any) -> Any:
     return as_json(function)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Verbs,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(environment.own_version(), prog_name="sidestep")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Measure what the GIL, the pool and the queue cost in real Celery work.
 
     Every option can be set in the environment, such as SIDESTEP_RUN_REPEATS=10. Exit code: 0 done, 1 a threshold was
     broken or, with --strict, a claim refuted, 2 could not run, 3 a result is INVALID, 130 stopped by Ctrl-C.
     """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @cli.command()
@@ -305,7 +314,7 @@ def list_(catalogue: Catalogue, want_json: bool) -> None:
         out.print(f"{e.name}  {e.question}", style="bold")
         for c in e.claims:
             out.print(f"  {last.get(c.id) or 'not measured':13} {c.id}")
-            out.print(f"                {c.says}")
+            out.print(Padding(c.says, (0, 0, 0, 16)))
 
 
 def last_verdicts(catalogue: Catalogue) -> dict[str, str]:
@@ -382,7 +391,7 @@ def compare_(catalogue: Catalogue, before: Path, after: Path, any_machine: bool,
         ]
         _print_json({"machine_difference": difference or None, "changes": rows})
         return
-    table = Table("claim", "before", "after", "after / before, 95 %", box=None, pad_edge=False)
+    table = Table(Column("claim", no_wrap=True), "before", "after", "after / before, 95 %", box=None, pad_edge=False)
     for c in changes:
         cells = (f"{side.verdict} {sure(side.estimate)}" for side in (c.before, c.after))
         table.add_row(c.before.claim.id, *cells, sure(c.ratio))
@@ -407,14 +416,11 @@ def explain(catalogue: Catalogue, claim: str, want_json: bool) -> None:
     out.print(found.id, style="bold")
     for heading, text in words.items():
         out.print(heading, style="bold")
-        out.print(f"  {text}")
+        out.print(Padding(text, (0, 0, 0, 2)))
 
 
 def explanation(experiment: Experiment, claim: Claim) -> dict[str, str]:
     """The claim in plain words, by heading."""
-
-    def spelled(side: Mapping[str, object]) -> str:
-        return ", ".join(f"{name} {value}" for name, value in side.items())
 
     measured = claim.measure
     opposite = f"below {claim.at_least:g}" if claim.at_most == float("inf") else f"above {claim.at_most:g}"
@@ -422,7 +428,7 @@ def explanation(experiment: Experiment, claim: Claim) -> dict[str, str]:
         "claim": claim.says,
         "why it might be so": claim.why,
         "prediction": (
-            f"{measured.measure} where {spelled(measured.of)} is {claim.bound} times that where {spelled(measured.to)}"
+            f"{MEASURES[measured.measure]}: {spell_side(measured.of)} to {spell_side(measured.to)}, {claim.bound} times"
         ),
         "method": (
             f"Each repeat runs every setup once, in shuffled order, each in fresh processes, with "
@@ -434,6 +440,15 @@ def explanation(experiment: Experiment, claim: Claim) -> dict[str, str]:
         "needs": f"{claim.needs_cores} cores",
         "what to do about it": claim.advice,
     }
+
+
+def spell_side(side: Mapping[str, object]) -> str:
+    """One side of a ratio in words, such as `bare threads 2` or `prefork 2, marks off`."""
+    rest = dict(side)
+    words = [] if rest.pop("queued", True) else ["bare"]
+    words += [str(rest.pop(name)) for name in ("pool", "concurrency") if name in rest]
+    spelled = {True: "on", False: "off"}
+    return ", ".join([" ".join(words), *(f"{name} {spelled.get(value, value)}" for name, value in rest.items())])  # type: ignore[call-overload]
 
 
 @cli.command()
@@ -543,8 +558,9 @@ def main(experiments: Mapping[str, Experiment], *, tour: Sequence[str]) -> NoRet
             prog_name="sidestep",
             obj=Catalogue(experiments, tuple(tour)),
         )
-        sys.stdout.flush()
         code = DONE
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else DONE
     except (click.exceptions.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except click.exceptions.Exit as leave:
@@ -560,12 +576,15 @@ def main(experiments: Mapping[str, Experiment], *, tour: Sequence[str]) -> NoRet
         _complain(f"the broker failed ({reason}); finished trials are kept: run again with the same --out")
         code = COULD_NOT
     except BrokenPipeError:
-        # The reader of our output has gone; say nothing to it, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = DONE
+        code = DONE  # the reader of our output has gone
     except Exception as error:
         if os.environ.get("SIDESTEP_DEBUG"):
             raise
         _complain(f"a fault in Sidestep itself ({type(error).__name__}: {error}); SIDESTEP_DEBUG=1 shows where")
         code = COULD_NOT
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Say nothing to a reader that has gone, not even while the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
