@@ -46,7 +46,7 @@ experiment = Experiment(
         )
     ),
     claims=tuple(_claim(pool, job, least) for pool in POOLS for job, least in (("noop", 0.90), ("digest", 0.98))),
-    repeats=25,
+    repeats=30,
     side_by_side="marks",
     quick_repeats=3,
 )
