@@ -194,7 +194,8 @@ def _measure(
     directory = out or runs_home() / f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     order = Order(experiments=experiments, directory=directory, broker_url=broker, **options)
     human = Console(stderr=want_json, highlight=False, markup=False)
-    notes = Console(stderr=True, highlight=False, markup=False)
+    # On a terminal one console draws both, or the bar and the verdicts write over each other.
+    notes = human if human.is_terminal else Console(stderr=True, highlight=False, markup=False)
     if order.python:
         # A name is looked up on PATH; one that is no Python is refused before anything starts.
         interpreter = ask(str(Path(shutil.which(order.python) or order.python).absolute()))
