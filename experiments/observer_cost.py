@@ -17,7 +17,7 @@ def _claim(pool: str, job: str, at_least: float) -> Claim:
         says=f"Marks leave {pool} at least {at_least:.0%} of its throughput of {job} jobs.",
         measure=Ratio("drain_hz", of={**where, "marks": True}, to={**where, "marks": False}),
         at_least=at_least,
-        why="A mark is two writes into mapped memory and three of Celery's signals, some microseconds in all.",
+        why="A mark is two writes into mapped memory, a function around the job and one of Celery's signals.",
         advice="Leave marks on: `sidestep worker` can stay as it is in a load test.",
     )
 

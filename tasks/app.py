@@ -12,10 +12,11 @@ from tasks.jobs import JOBS
 from tasks.settings import PRESETS, Settings, SettingsError, from_env
 
 
-def make_app(settings: Settings, *, socket_timeout_s: float | None = None) -> Celery:
+def make_app(settings: Settings, *, socket_timeout_s: float | None = None, mark: hooks.Mark | None = None) -> Celery:
     """An app with every job registered, JSON only, and no result backend: marks carry what results would.
 
-    `socket_timeout_s` bounds the wait for one answer of the broker; Celery's own default waits for ever.
+    `socket_timeout_s` bounds the wait for one answer of the broker; Celery's own default waits for ever. `mark` comes
+    from `hooks.connect`, in a worker.
     """
     app = Celery("sidestep", broker=settings.broker, set_as_current=False)
     options: dict[str, Any] = {
@@ -39,7 +40,7 @@ def make_app(settings: Settings, *, socket_timeout_s: float | None = None) -> Ce
         options["task_acks_late"] = settings.acks_late
     app.conf.update(options)
     for job in JOBS.values():
-        app.task(name=job.task_name)(job.run)
+        app.task(name=job.task_name, bind=mark is not None)(mark(job.run) if mark else job.run)
     return app
 
 
@@ -51,5 +52,4 @@ def app_from_env() -> Celery:
         # A worker started by hand must say one clear line, not a traceback from inside an import.
         print(f"sidestep: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    hooks.connect(settings)
-    return make_app(settings)
+    return make_app(settings, mark=hooks.connect(settings))

@@ -1,4 +1,4 @@
-"""Celery's signals become marks."""
+"""A worker's jobs become marks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import sys
 import uuid
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from celery import signals
@@ -17,10 +19,15 @@ from tasks.timeline import Tape, cpu_ns, end, gil_enabled, now_ns, python_versio
 RECEIVED = "sidestep_received_ns"
 
 
-def connect(settings: Settings) -> None:
-    """Connect what the settings ask for, once per process; without `tape_dir` a job costs nothing extra."""
-    if settings.tape_dir:
-        _Marker(settings.tape_dir).connect()
+Run = Callable[..., Any]
+Mark = Callable[[Run], Run]
+
+
+def connect(settings: Settings) -> Mark | None:
+    """Connect what the settings ask for, once per process; without `tape_dir` a job costs nothing extra.
+
+    What comes back puts marks around a job's function, see `Marker.around`.
+    """
     if settings.switch_interval_s is not None:
         sys.setswitchinterval(settings.switch_interval_s)
     if (fd := settings.ready_fd) is not None:
@@ -30,46 +37,51 @@ def connect(settings: Settings) -> None:
             os.write(fd, json.dumps(about).encode() + b"\n")
 
         signals.worker_ready.connect(ready, weak=False)
+    if not settings.tape_dir:
+        return None
+    marker = Marker(settings.tape_dir)
+    signals.task_received.connect(marker.received, weak=False)
+    return marker.around
 
 
-class _Marker:
+class Marker:
     """Marks every job of this process and of the children it forks."""
 
     def __init__(self, tape_dir: str) -> None:
         self._tape = Tape(tape_dir, {})
-        self._open: dict[str, tuple[Any, bytes, int, int, int]] = {}
-
-    def connect(self) -> None:
-        signals.task_received.connect(self.received, weak=False)
-        signals.task_prerun.connect(self.started, weak=False)
-        signals.task_postrun.connect(self.ended, weak=False)
 
     def received(self, request: Any, **_: Any) -> None:
+        """Remember when the worker got the message; a receiver of Celery's `task_received`."""
         # Celery hands this very dictionary to the task, through the pipe to a prefork child too.
         request.request_dict[RECEIVED] = now_ns()
 
-    def started(self, task_id: str, task: Any, **_: Any) -> None:
-        received_ns: int = getattr(task.request, RECEIVED, None) or 0
-        job_id = _id_bytes(task_id)
-        place = self._tape.begin(job_id, received_ns, now_ns())
-        cpu = cpu_ns()
-        # The clock is read last: what came before is the queue's time, not the job's.
-        self._open[task_id] = (place, job_id, received_ns, now_ns(), cpu)
+    def around(self, run: Run) -> Run:
+        """Return `run` with marks before and after it, to be registered with `bind=True`.
 
-    def ended(self, task_id: str, retval: Any, state: str, **_: Any) -> None:
-        ended_ns, cpu = now_ns(), cpu_ns()
-        place, job_id, received_ns, started_ns, cpu_before = self._open.pop(task_id)
-        failed = state != "SUCCESS"
-        end(
-            place,
-            job_id,
-            received_ns=received_ns,
-            started_ns=started_ns,
-            ended_ns=ended_ns,
-            cpu_ns=cpu - cpu_before,
-            checksum=0 if failed else checksum(retval),
-            failed=failed,
-        )
+        A function around the job costs less than half of Celery's signals `task_prerun` and `task_postrun`, and its
+        times are the job's own, without the other receivers of those signals.
+        """
+        begin = self._tape.begin
+
+        @wraps(run)
+        def marked(task: Any, *args: Any, **kwargs: Any) -> Any:
+            request = task.request_stack.top
+            job_id = _id_bytes(request.id)
+            received_ns: int = getattr(request, RECEIVED, None) or 0
+            place = begin(job_id, received_ns, now_ns())
+            result, failed, cpu = None, True, cpu_ns()
+            # The clock is read last: what came before is the queue's time, not the job's.
+            started_ns = now_ns()
+            try:
+                result = run(*args, **kwargs)
+                failed = False
+            finally:
+                ended_ns, cpu = now_ns(), cpu_ns() - cpu
+                check = 0 if failed else checksum(result)
+                end(place, job_id, received_ns, started_ns, ended_ns, cpu, check, failed)
+            return result
+
+        return marked
 
 
 def _id_bytes(task_id: str) -> bytes:

@@ -100,7 +100,6 @@ class Tape:
 def end(
     place: tuple[mmap.mmap, int],
     job_id: bytes,
-    *,
     received_ns: int,
     started_ns: int,
     ended_ns: int,
