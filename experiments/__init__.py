@@ -1,12 +1,53 @@
 """What we want to know: one question a file, declarations only."""
 
+from experiments.break_even import experiment as break_even
+from experiments.convoy import experiment as convoy
+from experiments.convoy_worker import experiment as convoy_worker
 from experiments.gil_cpu import experiment as gil_cpu
 from experiments.gil_release import experiment as gil_release
+from experiments.gil_share import experiment as gil_share
+from experiments.green_trust import experiment as green_trust
 from experiments.io_fanout import experiment as io_fanout
+from experiments.io_slots import experiment as io_slots
+from experiments.locks import experiment as locks
+from experiments.no_gil import experiment as no_gil
 from experiments.observer_cost import experiment as observer_cost
+from experiments.prefetch import experiment as prefetch
+from experiments.races import experiment as races
+from experiments.scaling_law import experiment as scaling_law
+from experiments.separate_queues import experiment as separate_queues
+from experiments.sharing import experiment as sharing
+from experiments.startup import experiment as startup
+from experiments.thread_overhead import experiment as thread_overhead
+from experiments.versions import experiment as versions
 from lab.model import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (gil_cpu, gil_release, io_fanout, observer_cost)}
+EXPERIMENTS: dict[str, Experiment] = {
+    e.name: e
+    for e in (
+        gil_cpu,
+        gil_release,
+        gil_share,
+        thread_overhead,
+        convoy,
+        convoy_worker,
+        locks,
+        races,
+        sharing,
+        startup,
+        break_even,
+        io_fanout,
+        io_slots,
+        green_trust,
+        separate_queues,
+        prefetch,
+        scaling_law,
+        no_gil,
+        versions,
+        observer_cost,
+    )
+}
+"""In the order in which a reader meets the questions; Sidestep's own cost comes last."""
 
 TOUR = ("gil-release", "gil-cpu", "io-fanout")
 """What `sidestep demo` shows; the quickest first, so that the first verdict comes soon."""

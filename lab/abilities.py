@@ -18,7 +18,7 @@ from lab.model import LabError, Setup
 from lab.observe import Tapes, job_id
 from lab.session import Session
 from producer.pacers import Burst
-from producer.publish import Sender
+from producer.publish import Parcel, Sender
 from tasks.app import make_app
 from tasks.jobs import JOBS
 from tasks.pools import Pool
@@ -88,13 +88,8 @@ def _recycled(session: Session, pool: Pool) -> bool:
     with _Bench(session, pool, "recycle", ("--max-tasks-per-child", "1")) as bench:
         for number in range(3):
             nonce = secrets.randbits(63)
-            sender = Sender(
-                bench.app,
-                task_name=JOBS["noop"].task_name,
-                queue="jobs",
-                args_of=lambda _: {},
-                id_of=lambda seq, nonce=nonce: job_id(nonce, seq),  # type: ignore[misc]
-            )
+            noop = Parcel(job_id(nonce, 0), JOBS["noop"].task_name, "jobs", {})
+            sender = Sender(bench.app, lambda _, noop=noop: noop)  # type: ignore[misc]
             sender([0])
             sender.close()
             bench.wait(partial(_any_ended, bench.tapes, nonce), f"do job {number + 1} of 3")

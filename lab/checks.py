@@ -87,7 +87,12 @@ def impossible_times(run: Run) -> Iterator[str]:
 
 def gil_came_back(run: Run) -> Iterator[str]:
     """A free-threaded interpreter stayed free-threaded."""
-    if run.resources.python.endswith("t") and (run.resources.gil_enabled or int(np.sum(run.samples.gil))):
+    # An arm that asks for other packages wants to know what they do.
+    if (
+        run.resources.python.endswith("t")
+        and not run.trial.setup.packages
+        and (run.resources.gil_enabled or int(np.sum(run.samples.gil)))
+    ):
         yield (
             f"{run.trial.setup.label}: an extension module switched the GIL of this free-threaded interpreter back on: "
             "remove the module from its environment (hiredis is a usual one)"

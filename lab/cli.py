@@ -32,9 +32,9 @@ from lab.measure import Order, Step, machine_difference, measure
 from lab.model import BadInput, Claim, Estimate, Experiment, Finding, LabError, Suite, Verdict
 from lab.plan import expected_s
 from lab.progress import TrialProgress, spell
+from lab.report.explain import explanation
 from lab.report.text import render, verdicts
 from lab.report.units import sure
-from lab.report.words import MEASURES
 from lab.store import FILE, load
 from lab.verdict import judge_all
 from tasks.pools import EVENTLET_WARNING_FILTER, POOLS
@@ -418,38 +418,6 @@ def explain(catalogue: Catalogue, claim: str, want_json: bool) -> None:
     for heading, text in words.items():
         out.print(heading, style="bold")
         out.print(Padding(text, (0, 0, 0, 2)))
-
-
-def explanation(experiment: Experiment, claim: Claim) -> dict[str, str]:
-    """The claim in plain words, by heading."""
-
-    measured = claim.measure
-    opposite = f"below {claim.at_least:g}" if claim.at_most == float("inf") else f"above {claim.at_most:g}"
-    return {
-        "claim": claim.says,
-        "why it might be so": claim.why,
-        "prediction": (
-            f"{MEASURES[measured.measure]}: {spell_side(measured.of)} to {spell_side(measured.to)}, {claim.bound} times"
-        ),
-        "method": (
-            f"Each repeat runs every setup once, in shuffled order, each in fresh processes, with "
-            f"{experiment.base.job!r} jobs; the ratio is taken inside each repeat, and its 95 % interval over "
-            f"{experiment.repeats} repeats ({experiment.quick_repeats} with --quick). "
-            f"`sidestep plan {experiment.name}` shows the trials."
-        ),
-        "what would refute it": f"the whole interval {opposite}",
-        "needs": f"{claim.needs_cores} cores",
-        "what to do about it": claim.advice,
-    }
-
-
-def spell_side(side: Mapping[str, object]) -> str:
-    """One side of a ratio in words, such as `bare threads 2` or `prefork 2, marks off`."""
-    rest = dict(side)
-    words = [] if rest.pop("queued", True) else ["bare"]
-    words += [str(rest.pop(name)) for name in ("pool", "concurrency") if name in rest]
-    spelled = {True: "on", False: "off"}
-    return ", ".join([" ".join(words), *(f"{name} {spelled.get(value, value)}" for name, value in rest.items())])  # type: ignore[call-overload]
 
 
 @cli.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import platform
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,10 @@ import psutil
 from lab import broker as brokers
 from lab import environment
 from lab.abilities import probe
-from lab.measure import missing
+from lab.measure import cannot_run
 from lab.model import BadInput, Experiment
 from lab.session import open_session
+from lab.stats import selects, sides
 from tasks.pools import POOLS
 from tasks.standalone import EXECUTORS
 from tasks.timeline import gil_enabled
@@ -181,9 +181,8 @@ def _claims(experiments: Iterable[Experiment]) -> Iterator[Diagnosis]:
     for experiment in experiments:
         setups = experiment.setups(cores=usable)
         for claim in experiment.claims:
-            sides = (claim.measure.of, claim.measure.to)
-            needed = [s for s in setups if any(all(getattr(s, k) == v for k, v in side.items()) for side in sides)]
-            reasons = [why for setup in needed if (why := missing(setup, platform.python_version()))]
+            needed = [s for s in setups if any(selects(side, s) for side in sides(claim.measure))]
+            reasons = [why for setup in needed if (why := cannot_run(setup))]
             if usable < claim.needs_cores:
                 reasons.insert(0, f"needs {claim.needs_cores} cores and this machine offers {usable}")
             if reasons:

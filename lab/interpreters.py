@@ -9,11 +9,12 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.model import BadInput, LabError
+from lab.model import FREE_THREADED, BadInput, LabError
 from tasks.pools import POOLS
 
 ALWAYS = ("celery", "kombu", "billiard", "redis", "vine", "amqp", "packaging")
@@ -50,24 +51,52 @@ def ask(path: str) -> Interpreter:
     return Interpreter(path, facts["version"] + ("t" if facts["free_threaded"] else ""))
 
 
+def free_threaded() -> str | None:
+    """The path of a free-threaded interpreter on PATH, the newest; None where there is none.
+
+    SIDESTEP_FREE_THREADED names one that is not on PATH.
+    """
+    if chosen := os.environ.get("SIDESTEP_FREE_THREADED"):
+        return chosen
+    return next((path for name in FREE_THREADED_NAMES if (path := shutil.which(name))), None)
+
+
+FREE_THREADED_NAMES = ("python3.14t", "python3.13t")
+
+
+def resolve(python: str | None) -> str:
+    """The path that a setup's `python` means. Raises LabError for FREE_THREADED where there is no such interpreter."""
+    if python is None:
+        return sys.executable
+    path = free_threaded() if python == FREE_THREADED else python
+    if path is None:
+        raise LabError(
+            f"no free-threaded Python ({' or '.join(FREE_THREADED_NAMES)}) is on PATH; name one with --python"
+        )
+    return path
+
+
 def cache_home() -> Path:
     """Where environments are kept: SIDESTEP_CACHE, else the user's cache folder."""
     chosen = os.environ.get("SIDESTEP_CACHE") or os.environ.get("XDG_CACHE_HOME")
     return Path(chosen or Path.home() / ".cache") / "sidestep"
 
 
-def with_celery(path: str, *, pools: Iterable[str], say: Callable[[str], None] = lambda _: None) -> str:
+def with_celery(
+    path: str, *, pools: Iterable[str], packages: Iterable[str] = (), say: Callable[[str], None] = lambda _: None
+) -> str:
     """The path of an interpreter like the one at `path` that can import Celery and what the pools need.
 
-    Makes a virtual environment on first use, which reaches a package index; later calls take it from the cache.
+    `packages` are installed in these versions, such as `kombu==5.6.2`, in place of those that are installed here. Makes
+    a virtual environment on first use, which reaches a package index; later calls take it from the cache.
     """
     interpreter = ask(path)
-    needed = [f"{name}=={importlib.metadata.version(name)}" for name in ALWAYS if _installed(name)]
-    needed += [
-        f"{need}=={importlib.metadata.version(need)}"
-        for p in sorted(set(pools))
-        if p in POOLS and (need := POOLS[p].needs)
+    names = [*ALWAYS, *(need for p in sorted(set(pools)) if p in POOLS and (need := POOLS[p].needs))]
+    chosen = {package.partition("==")[0]: package for package in packages}
+    needed = [
+        f"{name}=={importlib.metadata.version(name)}" for name in names if _installed(name) and name not in chosen
     ]
+    needed += sorted(chosen.values())
     key = hashlib.sha256("\n".join([os.path.realpath(path), interpreter.version, *needed]).encode()).hexdigest()[:16]
     home = cache_home() / "envs" / f"python{interpreter.version}-{key}"
     home.parent.mkdir(parents=True, exist_ok=True)

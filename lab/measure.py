@@ -12,8 +12,8 @@ from typing import Any
 
 from lab import broker as brokers
 from lab.environment import SAME_MACHINE, SAME_SITTING, cores, fingerprint, noise_floor
-from lab.interpreters import ask
-from lab.model import BadInput, Experiment, Setup, Suite, Trial
+from lab.interpreters import ask, free_threaded, resolve
+from lab.model import FREE_THREADED, BadInput, Experiment, Setup, Suite, Trial
 from lab.plan import expected_s, plan
 from lab.runner import RETAKES, Runner, is_noisy
 from lab.session import Session, open_session
@@ -42,9 +42,8 @@ class Order:
         """The trials that can run here, and for each setup that cannot, why."""
         able: list[Setup] = []
         left_out: dict[str, str] = {}
-        version = ask(self.python).version if self.python else platform.python_version()
         for setup in experiment.setups(cores=cores, quick=self.quick):
-            if reason := missing(setup, version):
+            if reason := cannot_run(setup, self.python):
                 left_out[f"{experiment.name} · {setup.label}"] = reason
             else:
                 able.append(setup)
@@ -52,11 +51,18 @@ class Order:
         return plan(experiment, able, seed=self.seed, repeats=repeats, quick=self.quick, python=self.python), left_out
 
 
-def missing(setup: Setup, python_version: str) -> str | None:
-    """Why the setup cannot run on this installation with workers of that Python, or None."""
+NO_FREE_THREADED = "no free-threaded Python is on PATH (python3.14t or python3.13t); SIDESTEP_FREE_THREADED names one"
+
+
+def cannot_run(setup: Setup, python: str | None = None) -> str | None:
+    """Why the setup cannot run on this installation, or None. `python` is the interpreter of setups that name none."""
+    if setup.python == FREE_THREADED and free_threaded() is None:
+        return NO_FREE_THREADED
     if setup.queued:
         return POOLS[setup.pool].missing
-    if setup.pool == "interpreters" and tuple(map(int, python_version.split(".")[:2])) < (3, 14):
+    chosen = setup.python or python
+    version = ask(resolve(chosen)).version if chosen else platform.python_version()
+    if setup.pool == "interpreters" and tuple(map(int, version.split(".")[:2])) < (3, 14):
         return "InterpreterPoolExecutor needs Python 3.14 or newer"
     return None
 

@@ -27,6 +27,15 @@ class BadInput(LabError):  # noqa: N818  it names what was wrong, as the user se
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """Other jobs that run at the same time as a setup's own; only what they do to those is measured, and their rate."""
+
+    job: str
+    args: Args
+    pacer: Pacer
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
     """Everything an experiment may vary."""
 
@@ -52,7 +61,22 @@ class Setup:
     keep_awake: bool = False
     """Keep idle cores from sleeping, see `lab.awake`: for ratios of very short jobs."""
     python: str | None = None
-    """Another interpreter for the workers, as a path."""
+    """Another interpreter for the workers: a path, or FREE_THREADED for the one found here."""
+    packages: tuple[str, ...] = ()
+    """Packages that the workers' environment has in other versions, or besides, such as `kombu==5.6.2`."""
+    beside: Load | None = None
+    """What else runs meanwhile, in the same worker or executor."""
+    apart: str | None = None
+    """Pool of a second worker, or executor, with `apart_concurrency` slots that serves `beside` instead."""
+    apart_concurrency: int = 1
+    disable_prefetch: bool = False
+    """Workers fetch a job only when a slot is free: Celery's `--disable-prefetch`."""
+
+    @property
+    def loads(self) -> tuple[Load, ...]:
+        """The setup's own load, then what runs beside it."""
+        own = Load(self.job, self.args, self.pacer)
+        return (own, self.beside) if self.beside else (own,)
 
     @property
     def slots(self) -> int:
@@ -66,10 +90,14 @@ class Setup:
         parts += [self.pool] if self.pool in SINGLE and self.nodes == 1 else [self.pool, str(self.slots)]
         if self.nodes > 1:
             parts[-1] = f"{self.nodes}x{self.concurrency}"
+        if self.apart:
+            parts.append(f"+ {self.apart}" + ("" if self.apart in SINGLE else f" {self.apart_concurrency}"))
         return " ".join(parts)
 
 
 SINGLE = frozenset({"solo", "serial"})
+FREE_THREADED = "free-threaded"
+"""As `Setup.python`: the interpreter without a GIL that is found on PATH; left out where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +109,19 @@ class Trial:
     repeat: int
 
 
-SAMPLE_COLUMNS = ("due_ns", "sent_ns", "received_ns", "started_ns", "ended_ns", "cpu_ns", "worker", "thread", "gil")
+SAMPLE_COLUMNS = (
+    "due_ns",
+    "sent_ns",
+    "received_ns",
+    "started_ns",
+    "ended_ns",
+    "cpu_ns",
+    "worker",
+    "thread",
+    "gil",
+    "beside",
+    "value",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +129,8 @@ class Samples:
     """The lives of a run's jobs, one row a job that ended, in order of their numbers; times in ns from the first due.
 
     Columns are int64 arrays of shape (n,). `worker` counts the run's processes and `thread` its threads or
-    greenlets; `gil` is 1 where the interpreter's lock was on when the job ended.
+    greenlets; `gil` is 1 where the interpreter's lock was on when the job ended; `beside` is 1 for jobs of the setup's
+    `beside`; `value` is what a job that measures something returned, else 0.
     """
 
     due_ns: Nanoseconds
@@ -101,9 +142,24 @@ class Samples:
     worker: Nanoseconds
     thread: Nanoseconds
     gil: Nanoseconds
+    beside: Nanoseconds
+    value: Nanoseconds
 
     def __len__(self) -> int:
         return len(self.due_ns)
+
+    @property
+    def own(self) -> Samples:
+        """The jobs that the setup is about, without those beside them."""
+        return self._where(self.beside == 0) if self.beside.any() else self
+
+    @property
+    def others(self) -> Samples:
+        """The jobs beside the setup's own."""
+        return self._where(self.beside != 0)
+
+    def _where(self, chosen: NDArray[np.bool_]) -> Samples:
+        return Samples(*(getattr(self, name)[chosen] for name in SAMPLE_COLUMNS))
 
     @property
     def latency_s(self) -> Seconds:
@@ -119,6 +175,11 @@ class Samples:
     def wait_s(self) -> Seconds:
         """From sent to started: in the broker and in the worker's own line."""
         return (self.started_ns - self.sent_ns) / 1e9
+
+    @property
+    def held_s(self) -> Seconds:
+        """From received to started: in the worker's own line, where no other worker can take the job."""
+        return (self.started_ns - self.received_ns) / 1e9
 
     @property
     def service_s(self) -> Seconds:
@@ -249,12 +310,47 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True)
+class Level:
+    """`measure` itself where `of` holds, repeat by repeat."""
+
+    measure: str
+    """A name in `lab.stats.MEASURES`."""
+    of: Selector
+
+
+@dataclass(frozen=True, slots=True)
+class BreakEven:
+    """The job length in milliseconds from which on `of` finishes more jobs a second than `to`.
+
+    Both hold for setups of several job lengths, the same on both sides. In each repeat the length is read off between
+    the two neighbours where the ratio of the throughputs crosses 1.
+    """
+
+    of: Selector
+    to: Selector
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingLaw:
+    """How far the throughput of `of` at several concurrencies lies from the Universal Scalability Law's best curve.
+
+    The worst of the points, as a share of the curve, repeat by repeat.
+    """
+
+    of: Selector
+
+
+Measure = Ratio | Level | BreakEven | ScalingLaw
+"""What a claim is about."""
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A sentence the numbers can contradict."""
 
     id: str
     says: str
-    measure: Ratio
+    measure: Measure
     why: str
     """Why it might be so."""
     advice: str
@@ -314,6 +410,25 @@ def up_to(cores: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """A chart: `y` of every chosen setup against what `x` says of it, one line for each combination of the rest."""
+
+    title: str
+    y: str
+    """A name in `lab.stats.MEASURES`."""
+    x: str
+    """A name in `lab.axes.AXES`."""
+    where: Selector = field(default_factory=dict)
+    """Which setups: those with these values."""
+    to: Selector | None = None
+    """Divide by the setup with these values at the same x, repeat by repeat; None shows `y` itself."""
+    predicted: tuple[str, ...] = ()
+    """Names in `lab.predictions.PREDICTIONS`, each drawn as a line of its own."""
+    log: bool = True
+    """Both axes logarithmic."""
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """A question, the trials that could answer it, and what we expect to see."""
 
@@ -328,6 +443,8 @@ class Experiment:
     quick: Mapping[str, Any] = field(default_factory=dict)
     """What `--quick` changes in every setup."""
     quick_repeats: int = 4
+    charts: tuple[Curve, ...] = ()
+    """Charts beside those that every experiment gets."""
 
     def setups(self, *, cores: int, quick: bool = False) -> list[Setup]:
         """Every setup once, in the order they were declared."""
@@ -337,6 +454,8 @@ class Experiment:
 
 
 def _hashable(setup: Setup) -> Setup:
+    if setup.beside and not isinstance(setup.beside.args, FrozenArgs):
+        setup = replace(setup, beside=replace(setup.beside, args=FrozenArgs(setup.beside.args)))
     return setup if isinstance(setup.args, FrozenArgs) else replace(setup, args=FrozenArgs(setup.args))
 
 

@@ -133,11 +133,18 @@ class _Reel:
         self._under_way = still
 
 
-def observe(sent: Sequence[Sent], marks: NDArray[Any], *, expected: Callable[[int], int]) -> tuple[Samples, Ledger]:
+def observe(
+    sent: Sequence[Sent],
+    marks: NDArray[Any],
+    *,
+    expected: Callable[[int], int | None],
+    beside: Callable[[int], bool] = lambda _: False,
+) -> tuple[Samples, Ledger]:
     """One sample a job that ended, in order of numbers, and the ledger over all that were sent.
 
-    `expected` gives the checksum that the job of a number must return. A job with several marks counts once as done or
-    failed, and its first end is its sample; the others are duplicates.
+    `expected` gives the checksum that the job of a number must return, or None where it measures something and any
+    result is right; `beside` says which jobs only run beside the setup's own. A job with several marks counts once as
+    done or failed, and its first end is its sample; the others are duplicates.
     """
     issued = len(sent)
     seqs = marks["seq"].astype(np.int64)
@@ -145,9 +152,15 @@ def observe(sent: Sequence[Sent], marks: NDArray[Any], *, expected: Callable[[in
     order = np.lexsort((ended["ended_ns"], ended["seq"]))
     ended = ended[order]
     numbers, first, times = np.unique(ended["seq"].astype(np.int64), return_index=True, return_counts=True)
+    wanted = [expected(int(seq)) for seq in ended["seq"]]
     right = np.array(
-        [mark["flags"] & DONE and mark["checksum"] == expected(int(mark["seq"])) for mark in ended], dtype=bool
+        [
+            mark["flags"] & DONE and (want is None or mark["checksum"] == want)
+            for mark, want in zip(ended, wanted, strict=True)
+        ],
+        dtype=bool,
     )
+    measures = np.array([want is None for want in wanted], dtype=bool)
     returned = (ended["flags"] & DONE) != 0
     every_time_right = np.logical_and.reduceat(right, first) if len(first) else np.zeros(0, bool)
     ever_wrong = np.logical_or.reduceat(returned & ~right, first) if len(first) else np.zeros(0, bool)
@@ -174,6 +187,8 @@ def observe(sent: Sequence[Sent], marks: NDArray[Any], *, expected: Callable[[in
         worker=one["worker"].astype(np.int64),
         thread=_renumber(one["thread"]),
         gil=((one["flags"] & GIL) != 0).astype(np.int64),
+        beside=np.array([beside(int(seq)) for seq in numbers], dtype=np.int64),
+        value=np.where(measures[first], one["checksum"].astype(np.int64), 0),
     )
     return samples, ledger
 

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from lab.model import Experiment, Setup, Trial
-from producer.payloads import Calibrated, Upstream
+from lab.axes import work_ms_of
+from lab.model import Experiment, Load, Setup, Trial
+from producer.payloads import Upstream
 
 BOOT_S = {"queued": 0.65, "bare": 0.3}
 """Seconds to start, warm and stop an arena on a two-core machine: only for the estimate of the time left."""
+FORK_S = 0.02
+"""More for each process of a pool."""
 
 
 def plan(
@@ -32,7 +35,8 @@ def plan(
     rng = random.Random(f"{seed} {experiment.name}")
     chosen = list(experiment.setups(cores=cores, quick=quick) if setups is None else setups)
     if python:
-        chosen = [replace(setup, python=python) for setup in chosen]
+        # Where a setup names an interpreter itself, that is its point.
+        chosen = [replace(setup, python=python) if setup.python is None else setup for setup in chosen]
     trials: list[Trial] = []
     for repeat in range(repeats or (experiment.quick_repeats if quick else experiment.repeats)):
         groups = _side_by_side(chosen, experiment.side_by_side)
@@ -55,10 +59,20 @@ def _side_by_side(setups: Sequence[Setup], name: str | None) -> list[list[Setup]
 def expected_s(trial: Trial, *, cores: int) -> float:
     """Roughly how long the trial takes: its boot, and its jobs spread over the slots that can really work."""
     setup = trial.setup
-    cpu_ms = sum(value.ms for value in setup.args.values() if isinstance(value, Calibrated))
-    wait_ms = sum(value.mean_ms for value in setup.args.values() if isinstance(value, Upstream))
+    boot_s = BOOT_S["queued" if setup.queued else "bare"] * (setup.nodes + bool(setup.apart))
+    if setup.pool in {"prefork", "processes", "interpreters"}:
+        boot_s += FORK_S * setup.slots
+    return boot_s + sum(_load_s(setup, load, cores) for load in setup.loads)
+
+
+def _load_s(setup: Setup, load: Load, cores: int) -> float:
+    # Apart from the setup's own jobs, another load costs no time but on the same cores.
+    pool, slots = setup.pool, setup.slots
+    cpu_ms = work_ms_of(load.args)
+    wait_ms = sum(value.mean_ms for value in load.args.values() if isinstance(value, Upstream))
+    wait_ms += sum(float(v) for name, v in load.args.items() if name in {"ms", "io_ms"} and isinstance(v, int | float))
     queue_ms = 1.0 if setup.queued else 0.05
-    width = min(setup.slots, cores if setup.pool in {"prefork", "processes"} else 1)
-    work_s = setup.pacer.count * max((cpu_ms + queue_ms) / width, (cpu_ms + wait_ms) / setup.slots) / 1e3
-    last_due_s = max(setup.pacer.due_s(), default=0.0)
-    return BOOT_S["queued" if setup.queued else "bare"] * setup.nodes + max(work_s, last_due_s)
+    width = min(slots, cores if pool in {"prefork", "processes", "interpreters"} else 1)
+    work_s = load.pacer.count * max((cpu_ms + queue_ms) / width, (cpu_ms + wait_ms) / slots) / 1e3
+    last_due_s = max(load.pacer.due_s(), default=0.0)
+    return max(work_s, last_due_s)

@@ -17,8 +17,9 @@ OUR_COMMANDS = frozenset({"info", "scan", "dbsize", "unlink", "client", "hello",
 """Run by the lab while it looks, or once per connection: not part of a job's price."""
 
 
-LOOK_COMMANDS = ("multi", "llen", "hlen", "exec")
-"""What one look at the queue runs."""
+def look_commands(queues: int) -> dict[str, int]:
+    """What one look at so many queues runs."""
+    return {"multi": 1, "llen": queues, "hlen": 1, "exec": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,9 @@ class BrokerCounters:
     bytes_out: int = 0
 
 
-def counters_before(client: redis.Redis, look: Callable[[], object], *, local: bool) -> tuple[BrokerCounters, Snoop]:
+def counters_before(
+    client: redis.Redis, look: Callable[[], object], *, queues: int, local: bool
+) -> tuple[BrokerCounters, Snoop]:
     """The counters right before a run, and what the lab's own questions will add to the bytes."""
     commands = brokers.commands(client)
     first = brokers.traffic(client)
@@ -41,8 +44,8 @@ def counters_before(client: redis.Redis, look: Callable[[], object], *, local: b
     third = brokers.traffic(client)
     asking = (third[0] - second[0], third[1] - second[1])
     looking = (second[0] - first[0] - asking[0], second[1] - first[1] - asking[1])
-    for name in LOOK_COMMANDS:
-        commands[name] = commands.get(name, 0) + 1  # the look above came after the commands were read
+    for name, count in look_commands(queues).items():
+        commands[name] = commands.get(name, 0) + count  # the look above came after the commands were read
     return BrokerCounters(third[2] if local else None, commands, third[0], third[1]), Snoop(asking, looking)
 
 
@@ -125,11 +128,11 @@ def others_cpu_s(before: Snapshot, after: Snapshot) -> float:
     return max(0.0, (after.busy_s - before.busy_s) - (ours(after) - ours(before)))
 
 
-def commands_between(before: Snapshot, after: Snapshot, *, looks: int) -> dict[str, int]:
+def commands_between(before: Snapshot, after: Snapshot, *, looks: int, queues: int = 1) -> dict[str, int]:
     """Broker commands that ran between two snapshots, without the lab's own and without its looks at the queue."""
     counts = {name: calls - before.commands.get(name, 0) for name, calls in after.commands.items()}
-    for name in LOOK_COMMANDS:
-        counts[name] = counts.get(name, 0) - looks
+    for name, count in look_commands(queues).items():
+        counts[name] = counts.get(name, 0) - looks * count
     return {name: n for name, n in sorted(counts.items()) if n > 0 and name.split("|")[0] not in OUR_COMMANDS}
 
 

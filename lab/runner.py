@@ -15,17 +15,17 @@ import redis
 
 from lab import resources
 from lab.arenas.arena import Arena
-from lab.arenas.celery_worker import CeleryWorkers
+from lab.arenas.celery_worker import APART_QUEUE, CeleryWorkers
 from lab.arenas.executor import ExecutorProgram
 from lab.broker import remove_keys
 from lab.checks import faults
-from lab.model import LabError, Ledger, Resources, Run, Samples, Setup, Trial
+from lab.model import LabError, Ledger, Load, Resources, Run, Samples, Setup, Trial
 from lab.observe import Progress, Tapes, job_id, observe
 from lab.plan import expected_s
 from lab.session import Session
-from producer.pacers import Closed
+from producer.pacers import Closed, Pacer, Replay, merged
 from producer.payloads import fill, is_same_for_all
-from producer.publish import Sender, Sent, publish
+from producer.publish import Parcel, Sender, Sent, publish
 from tasks.app import make_app
 from tasks.jobs import JOBS
 from tasks.registry import checksum
@@ -72,25 +72,25 @@ class Runner:
         tapes = Tapes(directory / "tapes")
         tapes.directory.mkdir(parents=True)
         try:
-            load = _Load(self.session, trial.setup, nonce)
+            jobs = _Jobs(self.session, trial.setup, nonce)
             run_it = self._queued if trial.setup.queued else self._bare
             with self.session.awake(trial.setup):
-                return run_it(trial, load, directory, tapes)
+                return run_it(trial, jobs, directory, tapes)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _queued(self, trial: Trial, load: _Load, directory: Path, tapes: Tapes) -> Run:
+    def _queued(self, trial: Trial, jobs: _Jobs, directory: Path, tapes: Tapes) -> Run:
         setup, session = trial.setup, self.session
         settings = Settings(
             broker=session.broker.url,
-            key_prefix=f"{session.prefix}{load.nonce:016x}:",
+            key_prefix=f"{session.prefix}{jobs.nonce:016x}:",
             preset=setup.preset,
             prefetch=setup.prefetch,
             acks_late=setup.acks_late,
             switch_interval_s=setup.switch_interval_s,
             tape_dir=str(tapes.directory) if setup.marks else None,
         )
-        queue = _Queue(session.client, settings)
+        queue = _Queue(session.client, settings.key_prefix, _queues(setup, settings))
         # Only ours: a broker that hangs must not hang the lab. Workers keep what users get.
         app = make_app(settings, socket_timeout_s=BROKER_TIMEOUT_S)
         session.say_alive()
@@ -98,27 +98,29 @@ class Runner:
             session.children, setup, python=session.python(setup), settings=settings, directory=directory
         )
         try:
-            self._warm_up(setup, load, app, queue, arena, tapes)
-            sender = Sender(
-                app,
-                task_name=JOBS[setup.job].task_name,
-                queue=settings.queue,
-                args_of=load.args,
-                id_of=lambda seq: job_id(load.nonce, seq),
+            self._warm_up(setup, jobs, app, queue, arena, tapes)
+
+            def parcel(seq: int) -> Parcel:
+                apart = setup.apart is not None and jobs.beside(seq)
+                name = APART_QUEUE if apart else settings.queue
+                return Parcel(job_id(jobs.nonce, seq), JOBS[jobs.name(seq)].task_name, name, jobs.args(seq))
+
+            sender = Sender(app, parcel)
+            sender.prepare(*queue.names)
+            progress = Progress(tapes, jobs.nonce)
+            asked, snoop = resources.counters_before(
+                session.client, queue.held, queues=len(queue.names), local=session.broker.is_local
             )
-            sender.prepare()
-            progress = Progress(tapes, load.nonce)
-            asked, snoop = resources.counters_before(session.client, queue.held, local=session.broker.is_local)
             before, looks = self._snapshot(arena, asked), queue.looks
             start_ns = time.monotonic_ns()
             ended_s = self._ends(progress, start_ns, arena, trial)
-            sent = list(publish(setup.pacer, sender, ended_s=ended_s, idle=self.idle))
+            sent = list(publish(jobs.pacer, sender, ended_s=ended_s, idle=self.idle))
             sender.close()
             drained_ns = self._drain(trial, progress, queue, arena, len(sent))
             looks = queue.looks - looks
             asked = resources.counters_after(session.client, local=session.broker.is_local)
             after = self._snapshot(arena, asked)
-            samples, ledger = observe(sent, tapes.marks(load.nonce), expected=load.expected)
+            samples, ledger = observe(sent, tapes.marks(jobs.nonce), expected=jobs.expected, beside=jobs.beside)
             if not setup.marks:
                 left = queue.held()
                 # Without marks the broker's word is all there is: what it no longer holds was acknowledged.
@@ -129,7 +131,7 @@ class Runner:
                 own_in, own_out = snoop.share(looks)
                 bill = replace(
                     bill,
-                    commands=resources.commands_between(before, after, looks=looks),
+                    commands=resources.commands_between(before, after, looks=looks, queues=len(queue.names)),
                     bytes_in=after.bytes_in - before.bytes_in - own_in,
                     bytes_out=after.bytes_out - before.bytes_out - own_out,
                 )
@@ -145,21 +147,20 @@ class Runner:
             with contextlib.suppress(redis.RedisError):  # the broker may be why we are leaving
                 remove_keys(session.client, settings.key_prefix)
 
-    def _bare(self, trial: Trial, load: _Load, directory: Path, tapes: Tapes) -> Run:
+    def _bare(self, trial: Trial, jobs: _Jobs, directory: Path, tapes: Tapes) -> Run:
         setup = trial.setup
         if isinstance(setup.pacer, Closed):
             raise LabError(f"{setup.label}: a closed load needs workers to wait for; it cannot run without a queue")
-        due_ns = [round(due * 1e9) for due in setup.pacer.due_s()]
-        distinct = [load.args(seq) for seq in range(1 if load.same else len(due_ns))]
+        due_ns = [round(due * 1e9) for due in jobs.pacer.due_s()]
         program = ExecutorProgram(
             self.session.children,
             setup,
             python=self.session.python(setup),
             directory=directory,
             tape_dir=tapes.directory,
-            nonce=load.nonce,
+            nonce=jobs.nonce,
             due_ns=due_ns,
-            args=distinct,
+            jobs=[(jobs.name(seq), jobs.args(seq), jobs.beside(seq)) for seq in range(len(due_ns))],
             broker_url=self.session.broker.url,
         )
         try:
@@ -168,7 +169,7 @@ class Runner:
             after = self._snapshot(program, resources.BrokerCounters())
             pairs = enumerate(zip(due_ns, sent_ns, strict=True))
             sent = [Sent(seq, start_ns + due, moment, moment) for seq, (due, moment) in pairs]
-            samples, ledger = observe(sent, tapes.marks(load.nonce), expected=load.expected)
+            samples, ledger = observe(sent, tapes.marks(jobs.nonce), expected=jobs.expected, beside=jobs.beside)
             bill = self._bill(trial, program, before, after, sent, samples)
             return Run(trial, samples, ledger, bill, processes=tuple(tapes.headers()))
         finally:
@@ -208,26 +209,26 @@ class Runner:
     def _snapshot(self, arena: Arena, broker: resources.BrokerCounters) -> resources.Snapshot:
         return resources.snapshot(arena.processes(), self.session.helpers, broker)
 
-    def _warm_up(self, setup: Setup, load: _Load, app: Any, queue: _Queue, arena: CeleryWorkers, tapes: Tapes) -> None:
+    def _warm_up(self, setup: Setup, jobs: _Jobs, app: Any, queue: _Queue, arena: CeleryWorkers, tapes: Tapes) -> None:
         """Fill every slot at once with sleeping jobs, so that each thread and child exists; then one real one a slot.
 
         Over when the last of them has ended: an early acknowledgement says only that it has begun. Without marks the
         broker's word is all there is, so such setups should acknowledge late. Raises LabError when it does not end.
         """
-        # Long enough that the first still sleeps when the last is fetched: a worker fetches some hundred a second.
-        sleep_ms = 20 + 4 * setup.slots
-        for name, args, count in (
-            ("snooze", {"ms": sleep_ms}, setup.slots),
-            (setup.job, load.args(0), setup.slots),
+        served = [(queue.names[0], jobs.loads[0], setup.slots)]
+        if setup.apart:
+            served.append((queue.names[1], jobs.loads[1], setup.apart_concurrency))
+        every_slot = [(name, load, slots) for name, load, slots in served for _ in range(slots)]
+        for kinds in (
+            # Long enough that the first still sleeps when the last is fetched: a worker fetches some hundred a second.
+            [(name, JOBS["snooze"], {"ms": 20 + 4 * slots}) for name, _, slots in every_slot],
+            [(name, load.job, load.args(0)) for name, load, _ in every_slot],
         ):
-            nonce = secrets.randbits(63)
-            sender = Sender(
-                app,
-                task_name=JOBS[name].task_name,
-                queue=queue.settings.queue,
-                args_of=lambda _, args=args: args,  # type: ignore[misc]
-                id_of=lambda seq, nonce=nonce: job_id(nonce, seq),  # type: ignore[misc]
-            )
+            nonce, count = secrets.randbits(63), len(kinds)
+            parcels = [
+                Parcel(job_id(nonce, seq), job.task_name, name, args) for seq, (name, job, args) in enumerate(kinds)
+            ]
+            sender = Sender(app, parcels.__getitem__)
             sender(range(count))
             sender.close()
             progress = Progress(tapes, nonce)
@@ -238,9 +239,7 @@ class Runner:
                 if not arena.alive():
                     raise LabError(f"{setup.label}: the worker ended while it warmed up: {arena.last_words()}")
                 if time.monotonic() > deadline:
-                    raise LabError(
-                        f"{setup.label}: the worker did not end {count} {name!r} jobs to warm up; is it stuck?"
-                    )
+                    raise LabError(f"{setup.label}: the worker did not end {count} jobs to warm up; is it stuck?")
                 time.sleep(LOOK_S)
 
     def _ends(self, progress: Progress, start_ns: int, arena: Arena, trial: Trial) -> Iterator[float]:
@@ -287,28 +286,69 @@ EMPTY_LOOKS = 3
 """A message is in flight for well under a millisecond; looks are ten milliseconds apart."""
 
 
-class _Load:
-    """The arguments and expected results of a trial's jobs."""
+def _queues(setup: Setup, settings: Settings) -> tuple[str, ...]:
+    return (settings.queue, APART_QUEUE) if setup.apart else (settings.queue,)
+
+
+class _Jobs:
+    """A trial's jobs by number: what each gets, what it must return, when it is due."""
 
     def __init__(self, session: Session, setup: Setup, nonce: int) -> None:
-        self.nonce, self._session, self._setup = nonce, session, setup
-        self._units, self._url = session.units(setup), session.url(setup)
-        self.same = is_same_for_all(setup.args)
-        self._expected: dict[int, int] = {}
-        self._args = self._fill(0)
+        self.nonce = nonce
+        self.loads = [_Load(session, setup, load) for load in setup.loads]
+        # A closed load waits for its own ends and cannot be planned beforehand; nothing may run beside it.
+        self._plan = merged([load.pacer for load in setup.loads]) if setup.beside else None
+        self.pacer: Pacer = Replay(tuple(due for due, _, _ in self._plan)) if self._plan else setup.pacer
 
-    def _fill(self, seq: int) -> dict[str, Any]:
-        return fill(self._setup.args, seq=seq, units=self._units, url=self._url)
+    def load_of(self, seq: int) -> tuple[int, int]:
+        """Which load job `seq` belongs to, and its number there."""
+        return self._plan[seq][1:] if self._plan else (0, seq)
+
+    def beside(self, seq: int) -> bool:
+        """Whether it only runs beside the setup's own jobs."""
+        return self.load_of(seq)[0] > 0
 
     def args(self, seq: int) -> dict[str, Any]:
-        """The arguments of job number `seq`."""
-        return self._args if self.same else self._fill(seq)
+        """Its arguments."""
+        which, number = self.load_of(seq)
+        return self.loads[which].args(number)
 
-    def expected(self, seq: int) -> int:
-        """The checksum that job number `seq` must return."""
-        key = 0 if self.same else seq
+    def name(self, seq: int) -> str:
+        """Its kind."""
+        return self.loads[self.load_of(seq)[0]].job.name
+
+    def expected(self, seq: int) -> int | None:
+        """The checksum that it must return; None where it measures something."""
+        which, number = self.load_of(seq)
+        return self.loads[which].expected(number)
+
+
+class _Load:
+    """The arguments and expected results of the jobs of one load."""
+
+    def __init__(self, session: Session, setup: Setup, load: Load) -> None:
+        self.job = JOBS[load.job]
+        self._args_of = load.args
+        self._units, self._url = session.units(setup, load), session.url(load)
+        self._same = is_same_for_all(load.args)
+        self._expected: dict[object, int] = {}
+        self._args = self._fill(0)
+
+    def _fill(self, number: int) -> dict[str, Any]:
+        return fill(self._args_of, seq=number, units=self._units, url=self._url)
+
+    def args(self, number: int) -> dict[str, Any]:
+        """The arguments of job number `number` of this load."""
+        return self._args if self._same else self._fill(number)
+
+    def expected(self, number: int) -> int | None:
+        """The checksum that it must return; None where it measures something."""
+        if self.job.measures:
+            return None
+        args = self.args(number)
+        key = tuple(args.values()) if all(isinstance(v, str | int | float) for v in args.values()) else number
         if key not in self._expected:
-            self._expected[key] = checksum(self._session.expected_result(self._setup, self.args(key)))
+            self._expected[key] = checksum(self.job.expect(**args))
         return self._expected[key]
 
 
@@ -317,17 +357,18 @@ class _Queue:
     """The jobs that the broker still holds."""
 
     client: redis.Redis
-    settings: Settings
+    prefix: str
+    names: tuple[str, ...]
     looks: int = 0
     """How often it was asked: those commands are the lab's own and no part of a job's price."""
 
     def held(self) -> int:
         """Queued, or delivered and not yet acknowledged."""
-        prefix = self.settings.key_prefix
         self.looks += 1
         with self.client.pipeline(transaction=True) as pipe:
-            pipe.llen(prefix + self.settings.queue)
-            pipe.hlen(prefix + "unacked")
+            for name in self.names:
+                pipe.llen(self.prefix + name)
+            pipe.hlen(self.prefix + "unacked")
             return int(sum(pipe.execute()))
 
     def empty_since_ns(self) -> int:

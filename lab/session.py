@@ -29,9 +29,8 @@ from lab.broker import (
     users_broker,
 )
 from lab.children import Children, kill, tree
-from lab.model import LabError, Setup
-from producer.payloads import Calibrated, Upstream
-from tasks.jobs import JOBS
+from lab.model import LabError, Load, Setup
+from producer.payloads import Calibrated, Upstream, calibrated
 
 CALIBRATION_TIMEOUT_S = 60
 
@@ -47,7 +46,7 @@ class Session:
     _units_per_ms: dict[tuple[str, str], float] = field(default_factory=dict)
     _upstreams: dict[float, tuple[str, subprocess.Popen[Any]]] = field(default_factory=dict)
     _spinners: list[subprocess.Popen[Any]] = field(default_factory=list)
-    _pythons: dict[tuple[str | None, str], str] = field(default_factory=dict)
+    _pythons: dict[tuple[str | None, str, tuple[str, ...]], str] = field(default_factory=dict)
 
     prefix: str = field(default_factory=lambda: f"{PREFIX}{secrets.token_hex(SESSION_DIGITS // 2)}:")
     """Of every key of this session."""
@@ -97,30 +96,39 @@ class Session:
 
     def python(self, setup: Setup) -> str:
         """The interpreter that runs the setup: ours, or an environment made for the one it names."""
-        if setup.python is None:
+        if setup.python is None and not setup.packages:
             return sys.executable
-        key = (setup.python, setup.pool)
+        path = interpreters.resolve(setup.python)
+        key = (path, setup.pool, setup.packages)
         if key not in self._pythons:
-            self._pythons[key] = interpreters.with_celery(setup.python, pools=[setup.pool], say=self.say)
+            self._pythons[key] = interpreters.with_celery(
+                path, pools=[setup.pool], packages=setup.packages, say=self.say
+            )
         return self._pythons[key]
 
-    def units(self, setup: Setup) -> dict[float, int]:
-        """For each number of milliseconds that the setup asks for, how many units of its job that is.
+    def units(self, setup: Setup, load: Load) -> dict[Calibrated, int]:
+        """How many units of its job each amount of work is that one of the setup's loads asks for.
 
         Found once per job and interpreter, in a fresh process of that interpreter.
         """
-        key = (self.python(setup), setup.job)
-        wanted = [value.ms for value in setup.args.values() if isinstance(value, Calibrated)]
-        if not wanted:
-            return {}
+        python = self.python(setup)
+        return {
+            amount: max(1, round(amount.ms * self._per_ms(python, amount.like or load.job)))
+            for amount in calibrated(load.args)
+        }
+
+    def _per_ms(self, python: str, job: str) -> float:
+        key = (python, job)
         if key not in self._units_per_ms:
-            self._units_per_ms[key] = self.known_units.get(setup.job) or self._calibrate(*key)
-        return {ms: max(1, round(ms * self._units_per_ms[key])) for ms in wanted}
+            self._units_per_ms[key] = self.known_units.get(job) or self._calibrate(python, job)
+        return self._units_per_ms[key]
 
     def prepare(self, setup: Setup) -> None:
         """Find or make whatever the setup needs before its trials: an environment, a calibration, a server."""
-        self.units(setup)
-        self.url(setup)
+        self.python(setup)
+        for load in setup.loads:
+            self.units(setup, load)
+            self.url(load)
 
     @property
     def calibration(self) -> dict[str, float]:
@@ -144,9 +152,9 @@ class Session:
             raise LabError(f"cannot calibrate {job!r} with {python}: {words[-1] if words else 'it said nothing'}")
         return float(out)
 
-    def url(self, setup: Setup) -> str:
-        """Where the setup's HTTP server listens; empty when it needs none."""
-        means = {value.mean_ms for value in setup.args.values() if isinstance(value, Upstream)}
+    def url(self, load: Load) -> str:
+        """Where the load's HTTP server listens; empty when it needs none."""
+        means = {value.mean_ms for value in load.args.values() if isinstance(value, Upstream)}
         if not means:
             return ""
         mean_ms = means.pop()
@@ -163,10 +171,6 @@ class Session:
                 raise LabError("the HTTP server for `fetch` did not start; is the loopback interface up?")
             self._upstreams[mean_ms] = (f"http://127.0.0.1:{int(port)}/", server)
         return self._upstreams[mean_ms][0]
-
-    def expected_result(self, setup: Setup, args: dict[str, object]) -> object:
-        """What the setup's job must return for these arguments."""
-        return JOBS[setup.job].expect(**args)
 
 
 def _root() -> Path:

@@ -9,7 +9,21 @@ from functools import cache
 
 import numpy as np
 
-from lab.model import Estimate, Ratio, Run, Seconds, Selector
+from lab import usl
+from lab.axes import work_ms
+from lab.model import (
+    BreakEven,
+    Estimate,
+    Level,
+    Measure,
+    Ratio,
+    Run,
+    Samples,
+    ScalingLaw,
+    Seconds,
+    Selector,
+    Setup,
+)
 
 CONFIDENCE = 0.95
 MOST_REPEATS = 1000
@@ -17,8 +31,21 @@ MOST_REPEATS = 1000
 
 
 def throughput_hz(run: Run) -> float:
-    """Jobs finished per second, from the first job due to the last one ended."""
+    """Jobs finished per second, from the first job due to the last one ended; not those beside them."""
+    if run.trial.setup.beside:
+        return _rate_hz(run.samples.own)
     return (run.ledger.done + run.ledger.failed) / run.resources.wall_s
+
+
+def beside_hz(run: Run) -> float:
+    """Jobs beside the setup's own finished per second, from the first due to the last ended."""
+    return _rate_hz(run.samples.others)
+
+
+def _rate_hz(samples: Samples) -> float:
+    if not len(samples):
+        return math.nan
+    return len(samples) / (float(samples.ended_ns.max() - samples.due_ns.min()) / 1e9)
 
 
 def drain_hz(run: Run) -> float:
@@ -46,12 +73,91 @@ def pss_bytes_per_slot(run: Run) -> float:
 
 def latency_p50_s(run: Run) -> float:
     """Median time from due to ended."""
-    return quantile(run.samples.latency_s, 0.5)
+    return quantile(run.samples.own.latency_s, 0.5)
 
 
 def latency_p99_s(run: Run) -> float:
     """Time from due to ended that 99 % of the jobs stayed within."""
-    return quantile(run.samples.latency_s, 0.99)
+    return quantile(run.samples.own.latency_s, 0.99)
+
+
+def wait_p99_s(run: Run) -> float:
+    """Time from sent to started that 99 % of the jobs stayed within."""
+    return quantile(run.samples.own.wait_s, 0.99)
+
+
+def held_p50_s(run: Run) -> float:
+    """Median time from received by the worker to started."""
+    return quantile(run.samples.own.held_s, 0.5)
+
+
+def service_p50_s(run: Run) -> float:
+    """Median time from started to ended."""
+    return quantile(run.samples.own.service_s, 0.5)
+
+
+def round_us(run: Run) -> float:
+    """Median microseconds from started to ended, for each of the job's `rounds`; not a number without rounds."""
+    rounds = run.trial.setup.args.get("rounds")
+    return service_p50_s(run) * 1e6 / rounds if isinstance(rounds, int) else math.nan
+
+
+def gap_p50_s(run: Run) -> float:
+    """Median time in which a slot stood idle between two jobs, while more of them waited in the worker.
+
+    A slot is a thread of a process; for pools whose slots are not threads it is not a number.
+    """
+    s = run.samples.own
+    if run.trial.setup.pool not in {"prefork", "threads", "solo"}:
+        return math.nan
+    order = np.lexsort((s.started_ns, s.thread, s.worker))
+    same = (np.diff(s.worker[order]) == 0) & (np.diff(s.thread[order]) == 0)
+    return quantile((s.started_ns[order][1:] - s.ended_ns[order][:-1])[same] / 1e9, 0.5)
+
+
+def slots_busy(run: Run) -> float:
+    """The share of all slots' time, from the first job due to the last ended, in which a job was under way."""
+    s = run.samples.own
+    if not len(s):
+        return math.nan
+    return float(np.sum(s.service_s)) / (run.trial.setup.slots * float(s.ended_ns.max() - s.due_ns.min()) / 1e9)
+
+
+def boot_s(run: Run) -> float:
+    """From starting the workers to ready."""
+    return run.resources.boot_s
+
+
+def commands_per_job(run: Run) -> float:
+    """Commands that the broker did, for each job; not a number where the broker serves others too."""
+    total = sum(run.resources.commands.values())
+    return total / max(run.ledger.issued, 1) if total else math.nan
+
+
+def lost_updates(run: Run) -> float:
+    """The share of the additions to the one counter of the `tally` jobs that are missing at the end.
+
+    Each job adds `rounds`, and returns what the counter held afterwards; so did one job a slot before the clock began.
+    """
+    s, setup = run.samples.own, run.trial.setup
+    rounds = setup.args.get("rounds")
+    if not len(s) or not isinstance(rounds, int):
+        return math.nan
+    return 1 - float(s.value[np.argmax(s.ended_ns)]) / (rounds * (len(s) + setup.slots))
+
+
+def disorder(run: Run) -> float:
+    """The share of all pairs of jobs that ended in another order than they were sent: Kendall's distance, 0 to 1."""
+    ended = run.samples.own.ended_ns
+    n = len(ended)
+    if n < 2:
+        return math.nan
+    return float(np.sum(np.triu(ended[:, None] > ended[None, :], 1))) / (n * (n - 1) / 2)
+
+
+def gil_on(run: Run) -> float:
+    """1 where the interpreter's lock was on inside the worker, after its imports, else 0."""
+    return float(run.resources.gil_enabled)
 
 
 def cores_used(run: Run) -> float:
@@ -70,6 +176,18 @@ MEASURES: Mapping[str, Callable[[Run], float]] = {
         latency_p50_s,
         latency_p99_s,
         cores_used,
+        beside_hz,
+        wait_p99_s,
+        held_p50_s,
+        service_p50_s,
+        round_us,
+        gap_p50_s,
+        slots_busy,
+        boot_s,
+        commands_per_job,
+        lost_updates,
+        disorder,
+        gil_on,
     )
 }
 
@@ -81,10 +199,95 @@ def quantile(values: Seconds, q: float) -> float:
 
 def matches(run: Run, where: Selector) -> bool:
     """Whether the run's setup has all these values."""
-    return all(getattr(run.trial.setup, name) == value for name, value in where.items())
+    return selects(where, run.trial.setup)
 
 
-def blocks(ratio: Ratio, runs: Iterable[Run]) -> list[float]:
+def selects(where: Selector, setup: Setup) -> bool:
+    """Whether the setup has all these values."""
+    return all(getattr(setup, name) == value for name, value in where.items())
+
+
+def uses(measure: Measure, run: Run) -> bool:
+    """Whether the measure looks at this run."""
+    return any(matches(run, side) for side in sides(measure))
+
+
+def sides(measure: Measure) -> tuple[Selector, ...]:
+    """What the measure selects: one side, or the two that it compares."""
+    return (measure.of, measure.to) if isinstance(measure, Ratio | BreakEven) else (measure.of,)
+
+
+def blocks(measure: Measure, runs: Iterable[Run]) -> list[float]:
+    """The measure inside each repeat that has all it needs."""
+    match measure:
+        case Ratio():
+            return _ratios(measure, runs)
+        case Level():
+            return _levels(measure, runs)
+        case BreakEven():
+            return _crossings(measure, runs)
+        case ScalingLaw():
+            return _residuals(measure, runs)
+
+
+def _by_repeat(runs: Iterable[Run], where: Selector) -> dict[int, list[Run]]:
+    repeats: dict[int, list[Run]] = {}
+    for run in runs:
+        if matches(run, where):
+            repeats.setdefault(run.trial.repeat, []).append(run)
+    return dict(sorted(repeats.items()))
+
+
+def _levels(level: Level, runs: Iterable[Run]) -> list[float]:
+    measure = MEASURES[level.measure]
+    means = (math.fsum(map(measure, some)) / len(some) for some in _by_repeat(runs, level.of).values())
+    return [value for value in means if math.isfinite(value)]
+
+
+def _crossings(even: BreakEven, runs: Iterable[Run]) -> list[float]:
+    runs = list(runs)
+    of, to = _by_repeat(runs, even.of), _by_repeat(runs, even.to)
+    found = (
+        crossing(
+            {work_ms(run.trial.setup): throughput_hz(run) for run in some},
+            {work_ms(run.trial.setup): throughput_hz(run) for run in to.get(repeat, ())},
+        )
+        for repeat, some in of.items()
+    )
+    return [x for x in found if x is not None]
+
+
+def crossing(of: Mapping[float, float], to: Mapping[float, float]) -> float | None:
+    """The x from which on `of` exceeds `to`, read off on a straight line in log-log between two neighbours.
+
+    None with fewer than two x on both sides. Where `of` exceeds `to` everywhere it is the smallest x, which then is an
+    upper bound; where it never does at the largest x, infinity.
+    """
+    xs = sorted(of.keys() & to.keys())
+    if len(xs) < 2:
+        return None
+    above = [math.log(of[x] / to[x]) for x in xs]
+    # From the right: noise among short jobs must not be taken for the point from which on it pays.
+    if above[-1] <= 0:
+        return math.inf
+    last = max((i for i, y in enumerate(above) if y <= 0), default=None)
+    if last is None:
+        return xs[0]
+    share = -above[last] / (above[last + 1] - above[last])
+    return math.exp(math.log(xs[last]) + share * (math.log(xs[last + 1]) - math.log(xs[last])))
+
+
+def _residuals(law: ScalingLaw, runs: Iterable[Run]) -> list[float]:
+    worst = []
+    for some in _by_repeat(runs, law.of).values():
+        points = {run.trial.setup.slots: throughput_hz(run) for run in some}
+        if len(points) >= usl.LOADS:
+            curve = usl.fit(points)
+            worst.append(max(abs(hz / curve.throughput_hz(n) - 1) for n, hz in points.items()))
+    return worst
+
+
+def _ratios(ratio: Ratio, runs: Iterable[Run]) -> list[float]:
     """The ratio inside each repeat that has both sides. A side matched by several setups is their geometric mean."""
     measure = MEASURES[ratio.measure]
     sides: dict[int, tuple[list[float], list[float]]] = {}
@@ -102,9 +305,14 @@ def _geometric(values: Sequence[float]) -> float:
     return math.exp(math.fsum(math.log(v) if v > 0 else math.nan for v in values) / len(values))
 
 
-def estimate_ratio(ratio: Ratio, runs: Iterable[Run]) -> Estimate | None:
-    """The ratio and its 95 % interval over blocks; None without a block, an endless interval with only one."""
-    return mean_of_logs(blocks(ratio, runs))
+def estimate(measure: Measure, runs: Iterable[Run]) -> Estimate | None:
+    """The measure and its 95 % interval over blocks; None without a block, an endless interval with only one."""
+    values = blocks(measure, runs)
+    if isinstance(measure, BreakEven) and not all(map(math.isfinite, values)):
+        # In some repeat it never paid: there is no finite upper end.
+        finite = [value for value in values if math.isfinite(value)]
+        return Estimate(math.inf, min(finite, default=math.inf), math.inf, len(values))
+    return mean(values) if isinstance(measure, Level | ScalingLaw) else mean_of_logs(values)
 
 
 def mean_of_logs(values: Sequence[float]) -> Estimate | None:
@@ -140,16 +348,17 @@ def _deviation(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1))
 
 
-def repeats_to_decide(values: Sequence[float], bound: float) -> int | None:
+def repeats_to_decide(values: Sequence[float], bound: float, *, logs: bool = True) -> int | None:
     """How many blocks would bring the interval clear of `bound`, if they keep scattering like these.
 
-    None when it would take more than MOST_REPEATS, or when fewer than two blocks say how much they scatter.
+    `logs` says that the interval is over logarithms, as a ratio's is. None when it would take more than MOST_REPEATS,
+    or when fewer than two blocks say how much they scatter.
     """
-    if len(values) < 2 or bound <= 0:
+    if len(values) < 2 or not all(map(math.isfinite, values)) or (logs and bound <= 0):
         return None
-    logs = [math.log(v) for v in values]
-    distance = abs(math.fsum(logs) / len(logs) - math.log(bound))
-    spread = _deviation(logs)
+    scale = [math.log(v) if logs else v for v in values]
+    distance = abs(math.fsum(scale) / len(scale) - (math.log(bound) if logs else bound))
+    spread = _deviation(scale)
 
     def decides(n: int) -> bool:
         return t_quantile(n - 1) * spread / math.sqrt(n) < distance

@@ -5,6 +5,8 @@ Schema 1 (Sidestep 0.1):
     processes, retakes, last_words, samples}].  `samples` holds `n` and one column a name of SAMPLE_COLUMNS:
     differences of int64 values, little-endian, zlib, base64.  Verdicts and faults are not stored: they are found from
     the runs.
+Schema 2: setups also hold packages, beside, apart, apart_concurrency and disable_prefetch; samples have the columns
+    `beside` and `value`, which are all 0 in a suite of schema 1.
 A later version reads every earlier schema.
 """
 
@@ -32,6 +34,7 @@ from lab.model import (
     FrozenArgs,
     LabError,
     Ledger,
+    Load,
     Resources,
     Run,
     Samples,
@@ -44,7 +47,7 @@ from producer.pacers import Pacer
 
 _T = TypeVar("_T")
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "suite.json"
 
 # Values that a Setup may hold, by the name they are stored under.
@@ -60,10 +63,16 @@ _KINDS: dict[str, type[Any]] = {
         pacers.Closed,
         payloads.EachJob,
         payloads.Calibrated,
+        payloads.Sometimes,
         payloads.Upstream,
         payloads.Text,
+        Load,
     )
 }
+
+
+SINCE_2 = frozenset({"beside", "value"})
+"""Columns that a suite of schema 1 lacks."""
 
 
 class SuiteFile:
@@ -154,7 +163,13 @@ def _run_from_json(raw: Mapping[str, Any]) -> Run:
     trial, samples = raw["trial"], raw["samples"]
     setup = _checked(Setup(**{name: _unpack(value) for name, value in trial["setup"].items()}))
     setup = dataclasses.replace(setup, args=FrozenArgs(setup.args))
-    columns = {name: decode(samples[name]) for name in SAMPLE_COLUMNS}
+    if setup.beside:
+        beside = _checked(setup.beside)
+        setup = dataclasses.replace(setup, beside=dataclasses.replace(beside, args=FrozenArgs(beside.args)))
+    columns = {
+        name: decode(samples[name]) if name in samples or name not in SINCE_2 else np.zeros(samples["n"], np.int64)
+        for name in SAMPLE_COLUMNS
+    }
     if {len(column) for column in columns.values()} != {samples["n"]}:
         raise ValueError("columns of unequal length")
     run = Run(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lab.model import Claim, Estimate, Experiment, Finding, Run, Suite, Verdict
-from lab.stats import blocks, estimate_ratio, matches, repeats_to_decide
+from lab.model import BreakEven, Claim, Estimate, Experiment, Finding, Ratio, Run, Suite, Verdict
+from lab.stats import blocks, estimate, repeats_to_decide, uses
 
 
 def judge(claim: Claim, runs: Sequence[Run], *, cores: int) -> Finding:
@@ -13,17 +13,17 @@ def judge(claim: Claim, runs: Sequence[Run], *, cores: int) -> Finding:
 
     `cores` is how many this machine really offers. A fault on a run that the claim looks at makes it INVALID.
     """
-    used = [run for run in runs if matches(run, claim.measure.of) or matches(run, claim.measure.to)]
-    estimate = estimate_ratio(claim.measure, used)
+    used = [run for run in runs if uses(claim.measure, run)]
+    measured = estimate(claim.measure, used)
     if cores < claim.needs_cores:
         needs = f"it needs {claim.needs_cores} free cores and this machine offers {cores}; run it on a larger one"
-        return Finding(claim, estimate, Verdict.INVALID, needs)
-    if estimate is None:
-        return Finding(claim, None, Verdict.INVALID, "not measured: no repeat has both sides of the ratio")
+        return Finding(claim, measured, Verdict.INVALID, needs)
+    if measured is None:
+        return Finding(claim, None, Verdict.INVALID, "not measured: no repeat has all that it compares")
     if faults := _distinct(fault.says for run in used for fault in run.faults):
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        return Finding(claim, estimate, Verdict.INVALID, faults[0] + more)
-    return Finding(claim, estimate, *_compare(claim, estimate, used))
+        return Finding(claim, measured, Verdict.INVALID, faults[0] + more)
+    return Finding(claim, measured, *_compare(claim, measured, used))
 
 
 def _compare(claim: Claim, estimate: Estimate, runs: Sequence[Run]) -> tuple[Verdict, str]:
@@ -34,7 +34,8 @@ def _compare(claim: Claim, estimate: Estimate, runs: Sequence[Run]) -> tuple[Ver
     if estimate.n < 2:
         return Verdict.INCONCLUSIVE, "one repeat has no interval; run more repeats"
     bound = claim.at_most if claim.at_least == float("-inf") else claim.at_least
-    needed = repeats_to_decide(blocks(claim.measure, runs), bound)
+    logs = isinstance(claim.measure, Ratio | BreakEven)
+    needed = repeats_to_decide(blocks(claim.measure, runs), bound, logs=logs)
     if needed is None:
         return Verdict.INCONCLUSIVE, f"the interval holds the bound {bound:g}, and more repeats are unlikely to decide"
     return (

@@ -17,7 +17,7 @@ from kombu.exceptions import KombuError, OperationalError
 
 from producer.pacers import Burst, Constant, Pacer, PacerError, Poisson
 from producer.payloads import Args, Calibrated, EachJob, fill
-from producer.publish import Sender, Sent, publish
+from producer.publish import Parcel, Sender, Sent, publish
 from tasks.calibrate import units_per_ms
 from tasks.jobs import JOBS
 from tasks.settings import Settings, SettingsError
@@ -113,7 +113,7 @@ def cli(
     else:
         pacer = Constant(rate, duration_s)
     args: Args = {**({job.scales_with: Calibrated(ms)} if job.scales_with else {}), **dict(extra)}
-    units = {ms: max(1, round(ms * units_per_ms(job_name)))} if job.scales_with else {}
+    units = {Calibrated(ms): max(1, round(ms * units_per_ms(job_name)))} if job.scales_with else {}
     try:
         job_args = fill(args, seq=0, units=units, url="")
         job.expect(**job_args)
@@ -135,21 +135,19 @@ def cli(
 _QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
 
-def _send(settings: Settings, task_name: str, args: Args, units: dict[float, int], pacer: Pacer) -> list[Sent]:
+def _send(settings: Settings, task_name: str, args: Args, units: dict[Calibrated, int], pacer: Pacer) -> list[Sent]:
     from tasks.app import make_app  # noqa: PLC0415  a quarter of a second that --help need not wait for
 
     app = make_app(settings)
     # Fail at once where there is no broker, instead of trying for ever.
     app.connection_for_write().ensure_connection(max_retries=1, timeout=3).release()
-    sender = Sender(
-        app,
-        task_name=task_name,
-        queue=settings.queue,
-        args_of=lambda seq: fill(args, seq=seq, units=units, url=""),
-        id_of=lambda _: str(uuid.uuid4()),
-    )
+
+    def parcel(seq: int) -> Parcel:
+        return Parcel(str(uuid.uuid4()), task_name, settings.queue, fill(args, seq=seq, units=units, url=""))
+
+    sender = Sender(app, parcel)
     try:
-        sender.prepare()
+        sender.prepare(settings.queue)
         return list(publish(pacer, sender))
     finally:
         sender.close()

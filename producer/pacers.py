@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,15 @@ class Pacer(Protocol):
     def due_s(self, ended_s: Iterable[float] = ()) -> Iterator[float]:
         """When each job is due. Only a closed load looks at `ended_s`, the moments at which jobs ended."""
         ...
+
+
+def merged(pacers: Sequence[Pacer]) -> list[tuple[float, int, int]]:
+    """All jobs of several open loads in order of time: when each is due, which load it belongs to, its number there.
+
+    Jobs that are due at once keep the order of their loads.
+    """
+    rows = [(due, which, number) for which, pacer in enumerate(pacers) for number, due in enumerate(pacer.due_s())]
+    return sorted(rows)
 
 
 class PacerError(ValueError):

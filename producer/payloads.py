@@ -18,6 +18,22 @@ class Calibrated:
     """Stands for as much work as takes `ms` milliseconds of one core here: the lab finds out how much that is."""
 
     ms: float
+    like: str | None = None
+    """Counted in units of this job; None means those of the job that gets the argument."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sometimes:
+    """Stands for `rarely` in a `share` of the jobs, drawn with `seed`, and for `usually` in all others."""
+
+    usually: Calibrated
+    rarely: Calibrated
+    share: float
+    seed: int = 0
+
+    def of(self, seq: int) -> Calibrated:
+        """What job number `seq` gets."""
+        return self.rarely if random.Random(f"{self.seed} {seq}").random() < self.share else self.usually
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +51,41 @@ class Text:
     seed: int = 0
 
 
-Value = int | float | str | bool | None | EachJob | Calibrated | Upstream | Text
+Value = int | float | str | bool | None | EachJob | Calibrated | Sometimes | Upstream | Text
 Args = Mapping[str, Value]
 
 
 def is_same_for_all(args: Args) -> bool:
     """Whether every job gets the same arguments."""
-    return not any(isinstance(value, EachJob) for value in args.values())
+    return not any(isinstance(value, EachJob | Sometimes) for value in args.values())
 
 
-def fill(args: Args, *, seq: int, units: Mapping[float, int], url: str) -> dict[str, object]:
+def calibrated(args: Args) -> set[Calibrated]:
+    """Every amount of work that jobs with these arguments may get."""
+    found: set[Calibrated] = set()
+    for value in args.values():
+        match value:
+            case Calibrated():
+                found.add(value)
+            case Sometimes(usually, rarely):
+                found |= {usually, rarely}
+    return found
+
+
+def fill(args: Args, *, seq: int, units: Mapping[Calibrated, int], url: str) -> dict[str, object]:
     """The arguments of job number `seq`: plain JSON values.
 
-    `units` says how much work each number of milliseconds is here, `url` where the lab's HTTP server listens.
+    `units` says how much work each amount is here, `url` where the lab's HTTP server listens.
     """
     filled: dict[str, object] = {}
     for name, value in args.items():
         match value:
             case EachJob():
                 filled[name] = seq
-            case Calibrated(ms):
-                filled[name] = units[ms]
+            case Calibrated():
+                filled[name] = units[value]
+            case Sometimes():
+                filled[name] = units[value.of(seq)]
             case Upstream():
                 filled[name] = url
             case Text(size_bytes, seed):

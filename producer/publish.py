@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from producer.pacers import Closed, Pacer
 
@@ -76,42 +76,41 @@ IDLE_NS = 50_000_000
 """Only before a gap of 50 ms may the caller do other things, such as draw a progress bar."""
 
 
+class Parcel(NamedTuple):
+    """What one job is sent as."""
+
+    id: str
+    task_name: str
+    queue: str
+    args: dict[str, Any]
+
+
 class Sender:
-    """Sends jobs of one kind through kombu: a batch is one pipeline to the broker.
+    """Sends jobs through kombu: a batch is one pipeline to the broker.
 
     The body and headers are Celery's own (`amqp.as_task_v2`), so any worker of the app takes them.
     """
 
-    def __init__(
-        self,
-        app: Any,
-        *,
-        task_name: str,
-        queue: str,
-        args_of: Callable[[int], dict[str, Any]],
-        id_of: Callable[[int], str],
-    ) -> None:
-        self._app, self._task_name, self._queue = app, task_name, queue
-        self._args_of, self._id_of = args_of, id_of
+    def __init__(self, app: Any, parcel_of: Callable[[int], Parcel]) -> None:
+        self._app, self._parcel_of = app, parcel_of
         self._connection = app.connection_for_write()
         self._producer = app.amqp.Producer(self._connection)
 
-    def prepare(self) -> None:
-        """Connect, declare the queue and build one message, so that the first job is not late for it."""
-        self._producer.maybe_declare(self._app.amqp.queues[self._queue])
-        self._message(0)
+    def prepare(self, *queues: str) -> None:
+        """Connect, declare the queues and build one message, so that the first job is not late for it."""
+        for queue in queues:
+            self._producer.maybe_declare(self._app.amqp.queues[queue])
+        self._message(self._parcel_of(0))
 
-    def _message(self, seq: int) -> Any:
-        return self._app.amqp.as_task_v2(
-            self._id_of(seq), self._task_name, kwargs=self._args_of(seq), ignore_result=True
-        )
+    def _message(self, parcel: Parcel) -> Any:
+        return self._app.amqp.as_task_v2(parcel.id, parcel.task_name, kwargs=parcel.args, ignore_result=True)
 
     def __call__(self, seqs: Sequence[int]) -> None:
         """Send the jobs with these numbers; return when the broker has taken them all."""
         send = self._app.amqp.send_task_message
         with self._producer.batch(max_size=max(len(seqs), 1)):
-            for seq in seqs:
-                send(self._producer, self._task_name, self._message(seq), queue=self._queue, retry=False)
+            for parcel in map(self._parcel_of, seqs):
+                send(self._producer, parcel.task_name, self._message(parcel), queue=parcel.queue, retry=False)
 
     def close(self) -> None:
         """Give the connection back."""

@@ -40,7 +40,7 @@ def make_app(settings: Settings, *, socket_timeout_s: float | None = None, mark:
         options["task_acks_late"] = settings.acks_late
     app.conf.update(options)
     for job in JOBS.values():
-        app.task(name=job.task_name, bind=mark is not None)(mark(job.run) if mark else job.run)
+        app.task(name=job.task_name, bind=mark is not None)(mark(job) if mark else job.run)
     return app
 
 

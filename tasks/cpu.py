@@ -68,6 +68,33 @@ def digest(chunks: int) -> str:
     return sha.hexdigest()
 
 
+SLICES = 10
+"""In which `blend` changes from one kind of work to the other: a real job lets go of the GIL more than once."""
+
+
+@job(Nature.RELEASES_GIL)
+def blend(loops: int, chunks: int) -> str:
+    """Add up `loops` integers in Python and hash `chunks` times 256 KiB in C, in turns."""
+    total, sha = 0, hashlib.sha256()
+    for part in range(SLICES):
+        for i in range(loops * part // SLICES, loops * (part + 1) // SLICES):
+            total += i
+        for _ in range(chunks * part // SLICES, chunks * (part + 1) // SLICES):
+            sha.update(CHUNK)
+    return f"{total} {sha.hexdigest()}"
+
+
+@job(Nature.RELEASES_GIL, scales_with="rounds", expect=lambda rounds: rounds)
+def sine(rounds: int) -> int:
+    """Take the sines of 100,000 numbers with NumPy, `rounds` times; it works without the GIL."""
+    import numpy as np  # noqa: PLC0415  only this job needs it, and it need not be installed
+
+    numbers = np.arange(100_000, dtype=np.float64)
+    for _ in range(rounds):
+        np.sin(numbers)
+    return rounds
+
+
 @job(Nature.RELEASES_GIL, scales_with="chunks", expect=lambda chunks: chunks * len(zlib.compress(CHUNK, 6)))
 def squeeze(chunks: int) -> int:
     """Compress `chunks` times 256 KiB with zlib, which works without the GIL, and add up the sizes in bytes."""

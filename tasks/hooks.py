@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import signals
 
-from tasks.registry import checksum
+from tasks.registry import Job
 from tasks.settings import Settings
 from tasks.timeline import Tape, cpu_ns, end, gil_enabled, now_ns, python_version
 
@@ -20,7 +20,7 @@ RECEIVED = "sidestep_received_ns"
 
 
 Run = Callable[..., Any]
-Mark = Callable[[Run], Run]
+Mark = Callable[[Job], Run]
 
 
 def connect(settings: Settings) -> Mark | None:
@@ -55,13 +55,13 @@ class Marker:
         # Celery hands this very dictionary to the task, through the pipe to a prefork child too.
         request.request_dict[RECEIVED] = now_ns()
 
-    def around(self, run: Run) -> Run:
-        """Return `run` with marks before and after it, to be registered with `bind=True`.
+    def around(self, job: Job) -> Run:
+        """Return the job's function with marks before and after it, to be registered with `bind=True`.
 
         A function around the job costs less than half of Celery's signals `task_prerun` and `task_postrun`, and its
         times are the job's own, without the other receivers of those signals.
         """
-        begin = self._tape.begin
+        begin, run, seal = self._tape.begin, job.run, job.seal
 
         @wraps(run)
         def marked(task: Any, *args: Any, **kwargs: Any) -> Any:
@@ -77,7 +77,7 @@ class Marker:
                 failed = False
             finally:
                 ended_ns, cpu = now_ns(), cpu_ns() - cpu
-                check = 0 if failed else checksum(result)
+                check = 0 if failed else seal(result)
                 end(place, job_id, received_ns, started_ns, ended_ns, cpu, check, failed)
             return result
 

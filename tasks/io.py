@@ -44,10 +44,11 @@ def fetch(url: str, key: int) -> str:
 _clients = threading.local()
 
 
-def _redis() -> Any:
+def redis_client() -> Any:
+    """A client of the broker, one for each thread."""
     client = getattr(_clients, "client", None)
     if client is None:
-        import redis  # noqa: PLC0415  only this job needs a client of its own
+        import redis  # noqa: PLC0415  only these jobs need a client of their own
 
         _clients.client = client = redis.Redis.from_url(os.environ["SIDESTEP_BROKER"])
     return client
@@ -56,7 +57,7 @@ def _redis() -> Any:
 @job(Nature.WAITS, expect=lambda key: str(key))  # noqa: PLW0108  the argument is passed by name
 def ask(key: int) -> str:
     """Make one real round trip to Redis, which repeats the key."""
-    return bytes(_redis().echo(str(key))).decode()
+    return bytes(redis_client().echo(str(key))).decode()
 
 
 @job(Nature.HOLDS_GIL, expect=lambda loops, io_ms: loops * (loops - 1) // 2, scales_with="loops")  # noqa: ARG005

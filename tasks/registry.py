@@ -28,6 +28,12 @@ class Job:
     """What `run` must return for the same arguments, found without waiting and without a network."""
     scales_with: str | None
     """The argument that makes the job proportionally longer, if there is one: `tasks.calibrate` sets it."""
+    measures: bool = False
+    """What it returns is a measurement, a whole number below 2^32: it travels with the mark and any is right."""
+
+    def seal(self, result: object) -> int:
+        """The 32 bits that travel with the mark: the measurement itself, or else the result's checksum."""
+        return int(result) & 0xFFFF_FFFF if self.measures and isinstance(result, int) else checksum(result)
 
     @property
     def task_name(self) -> str:
@@ -39,7 +45,11 @@ JOBS: dict[str, Job] = {}
 
 
 def job(
-    nature: Nature, *, expect: Callable[..., Any] | None = None, scales_with: str | None = None
+    nature: Nature,
+    *,
+    expect: Callable[..., Any] | None = None,
+    scales_with: str | None = None,
+    measures: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as a kind of job, under its own name.
 
@@ -47,7 +57,7 @@ def job(
     """
 
     def register(run: Callable[..., Any]) -> Callable[..., Any]:
-        JOBS[run.__name__] = Job(run.__name__, run, nature, expect or run, scales_with)
+        JOBS[run.__name__] = Job(run.__name__, run, nature, expect or run, scales_with, measures)
         return run
 
     return register

@@ -7,6 +7,7 @@ line on standard input, does the jobs, leaves marks as a worker does, and prints
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import sys
@@ -17,7 +18,6 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from tasks.jobs import JOBS
-from tasks.registry import checksum
 from tasks.timeline import Tape, cpu_ns, end, gil_enabled, now_ns, python_version
 
 
@@ -63,9 +63,17 @@ def run_one(name: str, args: dict[str, Any], job_id: bytes, tape_dir: str) -> No
         started_ns=started_ns,
         ended_ns=ended_ns,
         cpu_ns=cpu,
-        checksum=0 if failed else checksum(result),
+        checksum=0 if failed else JOBS[name].seal(result),
         failed=failed,
     )
+
+
+def _warm_up(executor: Executor, workers: int, job: tuple[str, dict[str, Any], bool], tape_dir: str) -> None:
+    """Sleeping jobs fill every slot at once, so that each thread or process exists; then one real job a slot."""
+    ids = [uuid.uuid4().bytes for _ in range(workers)]
+    concurrent.futures.wait([executor.submit(run_one, "snooze", {"ms": 20}, i, tape_dir) for i in ids])
+    for job_id in ids:
+        executor.submit(run_one, job[0], job[1], job_id, tape_dir).result()
 
 
 def main() -> None:
@@ -73,13 +81,13 @@ def main() -> None:
     order = json.loads(sys.stdin.readline())
     if order.get("switch_interval_s") is not None:
         sys.setswitchinterval(order["switch_interval_s"])
-    name, tape_dir, nonce = order["job"], order["tape_dir"], int(order["nonce"], 16) << 64
-    warm_up = [uuid.uuid4().bytes for _ in range(order["workers"])]
-    with EXECUTORS[order["executor"]](order["workers"]) as executor:
-        # Sleeping jobs fill every slot at once, so that each thread or process exists before the clock starts.
-        concurrent.futures.wait([executor.submit(run_one, "snooze", {"ms": 20}, i, tape_dir) for i in warm_up])
-        for job_id in warm_up:
-            executor.submit(run_one, name, order["args"][0], job_id, tape_dir).result()
+    jobs, tape_dir, nonce = order["jobs"], order["tape_dir"], int(order["nonce"], 16) << 64
+    with contextlib.ExitStack() as stack:
+        executor = apart = stack.enter_context(EXECUTORS[order["executor"]](order["workers"]))
+        _warm_up(executor, order["workers"], next(job for job in jobs if not job[2]), tape_dir)
+        if order["apart"]:
+            apart = stack.enter_context(EXECUTORS[order["apart"]](order["apart_workers"]))
+            _warm_up(apart, order["apart_workers"], next(job for job in jobs if job[2]), tape_dir)
         print(json.dumps({"pid": os.getpid(), "gil_enabled": gil_enabled(), "python": python_version()}))
         sys.stdout.flush()
         sys.stdin.readline()
@@ -88,8 +96,9 @@ def main() -> None:
             if (early := start_ns + due_ns - now_ns()) > 0:
                 time.sleep(early / 1e9)
             sent_ns.append(now_ns())
-            args = order["args"][seq % len(order["args"])]
-            futures.append(executor.submit(run_one, name, args, (nonce | seq).to_bytes(16, "big"), tape_dir))
+            name, args, beside = jobs[seq % len(jobs)]
+            where = apart if beside else executor
+            futures.append(where.submit(run_one, name, args, (nonce | seq).to_bytes(16, "big"), tape_dir))
         for future in futures:
             future.result()
         print(json.dumps({"start_ns": start_ns, "sent_ns": sent_ns}), flush=True)

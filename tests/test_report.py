@@ -110,6 +110,8 @@ def a_run(
         worker=slot if processes else nothing,
         thread=at if setup.pool == "gevent" else nothing if processes else slot,
         gil=nothing + 1,
+        beside=nothing,
+        value=nothing,
     )
     if not setup.marks:
         samples = replace(samples, **dict.fromkeys(samples.__slots__, nothing[:0]))

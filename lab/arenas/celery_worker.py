@@ -16,6 +16,8 @@ from lab.model import Setup
 from tasks.pools import EVENTLET_WARNING_FILTER
 from tasks.settings import Settings
 
+APART_QUEUE = "apart"
+"""Where jobs beside a setup's own wait for the worker that serves only them."""
 QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 """Talk between workers that a trial of one does not need; mingle alone waits a second at start."""
 
@@ -38,8 +40,14 @@ class CeleryWorkers:
         self.about: dict[str, Any] = {}
         begun = time.monotonic()
         try:
+            fleet = [(setup.pool, setup.concurrency, settings.queue)] * setup.nodes
+            if setup.apart:
+                fleet.append((setup.apart, setup.apart_concurrency, APART_QUEUE))
+            if setup.disable_prefetch:
+                extra = (*extra, "--disable-prefetch")
             pending = [
-                self._start(children, setup, python, settings, directory, extra, node) for node in range(setup.nodes)
+                self._start(children, python, settings, directory, extra, node, *worker)
+                for node, worker in enumerate(fleet)
             ]
             for fd, worker, log in pending:
                 try:
@@ -54,20 +62,22 @@ class CeleryWorkers:
     def _start(
         self,
         children: Children,
-        setup: Setup,
         python: str,
         settings: Settings,
         directory: Path,
         extra: tuple[str, ...],
         node: int,
+        pool: str,
+        concurrency: int,
+        queue: str,
     ) -> tuple[int, subprocess.Popen[Any], Path]:
         log = directory / f"worker-{node}.log"
         ready, told = os.pipe()
         env = {**settings.to_env(), "SIDESTEP_READY_FD": str(told)}
-        if setup.pool == "eventlet":
+        if pool == "eventlet":
             env["PYTHONWARNINGS"] = EVENTLET_WARNING_FILTER
-        command = [python, "-m", "celery", "-A", "tasks", "worker", "-P", setup.pool, "-c", str(setup.concurrency)]
-        command += ["-Q", settings.queue, "-n", f"{setup.pool}{node}@sidestep", "-l", "WARNING", *extra]
+        command = [python, "-m", "celery", "-A", "tasks", "worker", "-P", pool, "-c", str(concurrency)]
+        command += ["-Q", queue, "-n", f"{pool}{node}@sidestep", "-l", "WARNING", *extra]
         try:
             with log.open("wb") as output:
                 worker = children.start(command, env=env, stdout=output, stderr=output, pass_fds=(told,))

@@ -30,7 +30,7 @@ class ExecutorProgram:
         tape_dir: Path,
         nonce: int,
         due_ns: Sequence[int],
-        args: Sequence[dict[str, object]],
+        jobs: Sequence[tuple[str, dict[str, object], bool]],
         broker_url: str,
     ) -> None:
         self._log = directory / "executor.log"
@@ -46,13 +46,14 @@ class ExecutorProgram:
                 bufsize=0,
             )
         order = {
-            "job": setup.job,
             "executor": setup.pool,
             "workers": setup.slots,
+            "apart": setup.apart,
+            "apart_workers": setup.apart_concurrency,
             "tape_dir": str(tape_dir),
             "nonce": f"{nonce:016x}",
             "due_ns": list(due_ns),
-            "args": list(args),
+            "jobs": jobs if len(set(map(repr, jobs))) > 1 else jobs[:1],  # all alike: said once
             "switch_interval_s": setup.switch_interval_s,
         }
         try:

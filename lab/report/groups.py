@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lab.model import Estimate, Run, Samples, Seconds, Setup
-from lab.report.loads import load, work
+from lab.report.loads import beside, load, work
 from lab.stats import drain_hz, mean_of_logs, throughput_hz
 
 Measure = Callable[[Run], float]
@@ -80,10 +80,13 @@ EXTRAS: Mapping[str, Callable[[Run], str]] = {
     "preset": lambda run: f"preset {run.trial.setup.preset}",
     "prefetch": lambda run: f"prefetch {run.trial.setup.prefetch}",
     "acks_late": lambda run: f"acks_late {run.trial.setup.acks_late}",
+    "disable_prefetch": lambda run: "no prefetch" if run.trial.setup.disable_prefetch else "may prefetch",
     "switch_interval_s": lambda run: f"switch interval {run.trial.setup.switch_interval_s} s",
     "python": _python,
     "pacer": lambda run: load(run.trial.setup.pacer),
     "args": lambda run: work(run.trial.setup.args),
+    "packages": lambda run: ", ".join(run.trial.setup.packages) or "the usual packages",
+    "beside": lambda run: beside(run.trial.setup.beside),
     "watch_broker": lambda run: "broker watched" if run.trial.setup.watch_broker else "broker not watched",
 }
 """What may be added to a label, in this order, until no two setups share one."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lab.model import FrozenArgs
+from lab.model import FrozenArgs, Load
 from producer.pacers import Burst, Closed, Constant, Pacer, Poisson, Ramp, Replay, Steps
-from producer.payloads import Args, Calibrated, EachJob, Text, Upstream
+from producer.payloads import Args, Calibrated, EachJob, Sometimes, Text, Upstream
 
 
 def load(pacer: Pacer) -> str:  # noqa: PLR0911  one a kind of load
@@ -33,6 +33,15 @@ def offered_hz(pacer: Pacer) -> float | None:
     return pacer.rate_hz if isinstance(pacer, Constant | Poisson) else None
 
 
+def beside(other: Load | None) -> str:
+    """What runs beside a setup's own jobs, in words."""
+    if other is None:
+        return "nothing beside"
+    count = other.pacer.count
+    many = f"{count} {other.job} jobs" if count > 1 else f"one {other.job} job"
+    return f"beside {many}" + (f" ({about})" if (about := work(other.args)) else "")
+
+
 def work(args: Args) -> str:
     """What a job is asked to do, in words."""
     return ", ".join(text for name, value in FrozenArgs(args).items() if (text := _argument(name, value)))
@@ -40,8 +49,10 @@ def work(args: Args) -> str:
 
 def _argument(name: str, value: object) -> str:
     match value:
-        case Calibrated(ms):
-            return f"about {ms:g} ms of one core"
+        case Calibrated(ms, like):
+            return f"about {ms:g} ms of one core" + (f" like {like}" if like else "")
+        case Sometimes(usually, rarely, share):
+            return f"about {usually.ms:g} ms of one core, {share:.0%} of the jobs {rarely.ms:g} ms"
         case Upstream(mean_ms):
             return f"waits for a service that answers after {mean_ms:g} ms on average"
         case Text(size_bytes):

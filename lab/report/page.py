@@ -71,7 +71,7 @@ def card(finding: Finding, arms: Sequence[Group]) -> str:
     """One claim and its verdict."""
     claim, verdict = finding.claim, finding.verdict
     rows = (
-        ("Measured", words.ratio(claim.measure, arms)),
+        ("Measured", words.measure(claim.measure, arms)),
         ("Predicted", claim.bound),
         ("Because", finding.because),
         ("Why it might be so", claim.why),

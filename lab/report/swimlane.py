@@ -18,7 +18,7 @@ from lab.report.groups import Group
 from lab.report.svg import INK, MUTED, PAPER, SERIES, SMALL, svg
 from lab.report.tables import is_green
 from lab.report.units import number, plural
-from lab.stats import matches
+from lab.stats import uses
 
 Reals = NDArray[np.floating[Any]]
 
@@ -82,16 +82,7 @@ def stalled_share(run: Run) -> Seconds:
 
 def chosen(groups: Sequence[Group], findings: Sequence[Finding]) -> list[Group]:
     """The setups that the claims compare; where there are none, all."""
-    compared = [
-        group
-        for group in groups
-        if any(
-            matches(run, side)
-            for f in findings
-            for side in (f.claim.measure.of, f.claim.measure.to)
-            for run in group.runs
-        )
-    ]
+    compared = [group for group in groups if any(uses(f.claim.measure, run) for f in findings for run in group.runs)]
     return [group for group in compared or list(groups) if group.jobs]
 
 

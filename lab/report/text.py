@@ -52,7 +52,7 @@ def _verdict(finding: Finding, arms: Sequence[Group]) -> Iterator[RenderableType
     yield Text.assemble((finding.verdict.value.upper(), STYLES[finding.verdict]), "  ", plain(claim.id))
     yield _line(claim.says, style="bold", indent=2)
     yield _line(f"measured {measured(finding)}", indent=2)
-    yield _line(f"predicted {claim.bound} for {words.ratio(claim.measure, arms)}", indent=2)
+    yield _line(f"predicted {claim.bound} for {words.measure(claim.measure, arms)}", indent=2)
     yield _line(f"because: {finding.because}", indent=2)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from lab.model import Claim, Ratio, Run, Selector, Setup
+from lab.model import BreakEven, Claim, Level, Load, Measure, Ratio, Run, ScalingLaw, Selector, Setup
 from lab.report.groups import Group
-from lab.report.loads import load, work
+from lab.report.loads import beside, load, work
 from lab.stats import matches
 
 MEASURES = {
@@ -18,14 +18,41 @@ MEASURES = {
     "latency_p50_s": "median latency",
     "latency_p99_s": "p99 latency",
     "cores_used": "cores kept busy by jobs",
+    "beside_hz": "other jobs per second",
+    "wait_p99_s": "p99 time from sent to started",
+    "held_p50_s": "median time from received to started",
+    "service_p50_s": "median time from started to ended",
+    "round_us": "microseconds a round",
+    "gap_p50_s": "median idle time between two jobs of a slot",
+    "slots_busy": "share of slots busy",
+    "boot_s": "time to start",
+    "commands_per_job": "broker commands per job",
+    "lost_updates": "share of additions lost",
+    "disorder": "share of pairs that end out of order",
+    "gil_on": "GIL on (1) or off (0)",
 }
 """`lab.stats.MEASURES` in words."""
 
 
-def ratio(measure: Ratio, groups: Sequence[Group]) -> str:
-    """What is divided by what."""
-    what = MEASURES.get(measure.measure, measure.measure)
-    return f"{what}: {side(measure.of, groups)} ÷ {side(measure.to, groups)}"
+def measure(what: Measure, groups: Sequence[Group]) -> str:
+    """What is measured: of what, or what divided by what."""
+    match what:
+        case Ratio(name, of, to):
+            return f"{MEASURES.get(name, name)}: {side(of, groups)} ÷ {side(to, groups)}"
+        case Level(name, of):
+            return f"{MEASURES.get(name, name)}: {side(of, groups)}"
+        case BreakEven(of, to):
+            return f"job length in ms from which on {_short(of)} finishes more jobs a second than {_short(to)}"
+        case ScalingLaw(of):
+            return f"largest distance from the Universal Scalability Law's best curve, as a share: {_short(of)}"
+
+
+def _short(where: Selector) -> str:
+    """One side in words, such as `bare threads 2` or `prefork 2, marks off`."""
+    rest = dict(where)
+    first = [] if rest.pop("queued", True) else ["bare"]
+    first += [str(rest.pop(name)) for name in ("pool", "concurrency") if name in rest]
+    return ", ".join([*([" ".join(first)] if first else []), *(_field(n, v) for n, v in rest.items())]) or "every setup"
 
 
 def side(where: Selector, groups: Sequence[Group]) -> str:
@@ -33,13 +60,20 @@ def side(where: Selector, groups: Sequence[Group]) -> str:
     chosen = [group.label for group in groups if any(matches(run, where) for run in group.runs)]
     if len(chosen) == 1:
         return chosen[0]
-    spelled = ", ".join(_field(name, value) for name, value in where.items()) or "every setup"
+    spelled = _short(where)
     return f"{spelled} (geometric mean of {len(chosen)} setups)" if chosen else spelled
 
 
 def _field(name: str, value: object) -> str:
     if isinstance(value, bool):
-        return name if value else f"not {name}"
+        return f"{name} {'on' if value else 'off'}"
+    match value:
+        case Load():
+            return beside(value)
+        case None:
+            return "nothing beside" if name == "beside" else f"{name} as usual"
+        case Mapping():
+            return work(value)
     return f"{name} {value}"
 
 
@@ -50,7 +84,8 @@ def conditions(groups: Sequence[Group]) -> list[str]:
 
 def _condition(setup: Setup) -> str:
     args = work(setup.args)
-    return f"Job {setup.job}{f' ({args})' if args else ''}; load: {load(setup.pacer)}."
+    more = f"; {beside(setup.beside)}" if setup.beside else ""
+    return f"Job {setup.job}{f' ({args})' if args else ''}; load: {load(setup.pacer)}{more}."
 
 
 def short_id(claim: Claim) -> str:

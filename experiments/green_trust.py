@@ -1,0 +1,61 @@
+"""Green threads trust you: one job that computes stops all others."""
+
+from lab.model import Arms, Claim, Experiment, Load, Ratio, Setup
+from producer.pacers import Burst, Constant
+from producer.payloads import Calibrated
+
+COMPUTING = Load("spin", {"loops": Calibrated(ms=400)}, Burst(2))
+
+
+def _delay(pool: str) -> Claim:
+    return Claim(
+        id=f"green-trust/{pool}",
+        says=f"Two computing jobs of 400 ms make the slowest quick jobs of a {pool} worker at least 20 times as slow.",
+        measure=Ratio(
+            "latency_p99_s", of={"pool": pool, "beside": COMPUTING, "apart": None}, to={"pool": pool, "beside": None}
+        ),
+        at_least=20,
+        why="A greenlet gives way only where it waits; one that computes keeps the thread until it is done.",
+        advice="Route what computes for more than a few milliseconds away from green workers.",
+    )
+
+
+experiment = Experiment(
+    name="green-trust",
+    question="What does one computing job do to the quick jobs of a green worker?",
+    base=Setup(job="snooze", args={"ms": 5}, pacer=Constant(50, 2), concurrency=50),
+    arms=(
+        Arms({"pool": ("eventlet", "gevent", "threads"), "beside": (None, COMPUTING)}),
+        Arms({"pool": ("eventlet", "gevent"), "beside": (COMPUTING,), "apart": ("prefork",)}),
+    ),
+    claims=(
+        _delay("eventlet"),
+        _delay("gevent"),
+        Claim(
+            id="green-trust/separate-queue",
+            says="A queue of its own for the computing jobs takes at least nine tenths of that delay away.",
+            measure=Ratio(
+                "latency_p99_s",
+                of={"pool": "gevent", "apart": "prefork"},
+                to={"pool": "gevent", "beside": COMPUTING, "apart": None},
+            ),
+            at_most=0.1,
+            needs_cores=2,
+            why="The prefork worker has its own process, so the green one never stops.",
+            advice="task_routes with two queues is the whole remedy.",
+        ),
+        Claim(
+            id="green-trust/threads",
+            says="In a threads worker the slowest quick jobs wait at most half as long as in a gevent worker.",
+            measure=Ratio(
+                "latency_p99_s",
+                of={"pool": "threads", "beside": COMPUTING},
+                to={"pool": "gevent", "beside": COMPUTING, "apart": None},
+            ),
+            at_most=0.5,
+            why="The interpreter takes the GIL from a computing thread every 5 ms; nobody takes a greenlet's turn.",
+            advice="Where you cannot be sure that no job computes, threads forgive more than greenlets.",
+        ),
+    ),
+    quick={"pacer": Constant(50, 1.6)},
+)

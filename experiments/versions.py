@@ -1,0 +1,46 @@
+"""The version can matter more than the pool: the same worker under older Celery and kombu."""
+
+from lab.model import Arms, Claim, Experiment, Ratio, Setup
+from producer.pacers import Burst
+
+OLDER = ("celery==5.6.3", "kombu==5.6.2")
+
+experiment = Experiment(
+    name="versions",
+    question="Is the same worker faster under Celery and kombu 5.7 than under 5.6?",
+    base=Setup(job="noop", args={}, pacer=Burst(600), concurrency=2, acks_late=True),
+    quick={"pacer": Burst(400)},
+    arms=(Arms({"pool": ("threads", "gevent"), "packages": ((), OLDER)}),),
+    claims=(
+        Claim(
+            id="versions/threads",
+            says="A threads worker does empty jobs at least 1.2 times as fast under 5.7 as under 5.6.",
+            measure=Ratio(
+                "throughput_hz", of={"pool": "threads", "packages": ()}, to={"pool": "threads", "packages": OLDER}
+            ),
+            at_least=1.2,
+            why="It is said that an acknowledgement made in a pool thread used to wait for the event loop's next tick.",
+            advice="Measure an upgrade like a pool: the same load, both versions, one run.",
+        ),
+        Claim(
+            id="versions/gevent",
+            says="A gevent worker does empty jobs at least 1.2 times as fast under 5.7 as under 5.6.",
+            measure=Ratio(
+                "throughput_hz", of={"pool": "gevent", "packages": ()}, to={"pool": "gevent", "packages": OLDER}
+            ),
+            at_least=1.2,
+            why="Celery 5.7 lets green workers acknowledge at once instead of in the next round of their loop.",
+            advice="Measure an upgrade like a pool: the same load, both versions, one run.",
+        ),
+        Claim(
+            id="versions/commands",
+            says="A job costs the broker as many commands under both, within a tenth.",
+            measure=Ratio(
+                "commands_per_job", of={"pool": "threads", "packages": ()}, to={"pool": "threads", "packages": OLDER}
+            ),
+            at_most=1.1,
+            why="The protocol of kombu's Redis transport is the same in both.",
+            advice="Read commands per job before you blame the broker.",
+        ),
+    ),
+)

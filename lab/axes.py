@@ -1,0 +1,77 @@
+"""What a chart's x axis can say of a setup."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from lab.model import Setup
+from producer.payloads import Args, Calibrated, Sometimes, Text
+
+SWITCH_INTERVAL_S = 0.005
+"""Python's own, since 3.2."""
+
+
+def slots(setup: Setup) -> float:
+    """Jobs at once."""
+    return setup.slots
+
+
+def work_ms(setup: Setup) -> float:
+    """Work of one job on one core, in ms."""
+    return work_ms_of(setup.args)
+
+
+def work_ms_of(args: Args) -> float:
+    """Work of one job with these arguments on one core, on average, in ms."""
+    return sum(_ms(value) for value in args.values())
+
+
+def _ms(value: object) -> float:
+    match value:
+        case Calibrated(ms):
+            return ms
+        case Sometimes(usually, rarely, share):
+            return (1 - share) * _ms(usually) + share * _ms(rarely)
+        case _:
+            return 0.0
+
+
+def outside_share(setup: Setup) -> float:
+    """Share of the work that lets go of the GIL."""
+    return _ms(setup.args.get("chunks")) / (work_ms(setup) or 1.0)
+
+
+def switch_interval_ms(setup: Setup) -> float:
+    """sys.setswitchinterval, in ms."""
+    return (SWITCH_INTERVAL_S if setup.switch_interval_s is None else setup.switch_interval_s) * 1e3
+
+
+def hogs(setup: Setup) -> float:
+    """Jobs that compute beside it in the same process."""
+    return setup.beside.pacer.count if setup.beside and not setup.apart else 0
+
+
+def handovers(setup: Setup) -> float:
+    """How often the job lets go of the GIL and must get it back."""
+    rounds = setup.args.get("rounds")
+    return HANDOVERS_PER_ROUND * rounds if isinstance(rounds, int) else 0
+
+
+HANDOVERS_PER_ROUND = 2
+"""Of the job `nudge`: one write and one read."""
+
+
+def size_bytes(setup: Setup) -> float:
+    """Size of the payload, in bytes."""
+    return sum(value.size_bytes for value in setup.args.values() if isinstance(value, Text))
+
+
+def prefetch(setup: Setup) -> float:
+    """Jobs fetched ahead, per slot; Celery's own multiplier is 4."""
+    return 4 if setup.prefetch is None else setup.prefetch
+
+
+AXES: Mapping[str, Callable[[Setup], float]] = {
+    axis.__name__: axis
+    for axis in (slots, work_ms, outside_share, switch_interval_ms, hogs, handovers, size_bytes, prefetch)
+}

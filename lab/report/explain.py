@@ -1,0 +1,37 @@
+"""A claim in plain words, before anything is measured."""
+
+from __future__ import annotations
+
+from lab.model import BreakEven, Claim, Experiment, Level, Ratio, ScalingLaw
+from lab.report import words
+
+
+def explanation(experiment: Experiment, claim: Claim) -> dict[str, str]:
+    """The claim by heading: what it says, why, how it is tested, what would refute it, what to do about it."""
+    opposite = f"below {claim.at_least:g}" if claim.at_most == float("inf") else f"above {claim.at_most:g}"
+    return {
+        "claim": claim.says,
+        "why it might be so": claim.why,
+        "prediction": f"{words.measure(claim.measure, ())}: {claim.bound}",
+        "method": (
+            f"Each repeat runs every setup once, in shuffled order, each in fresh processes, with "
+            f"{experiment.base.job!r} jobs; {_taken(claim)} inside each repeat, and its 95 % interval over "
+            f"{experiment.repeats} repeats ({experiment.quick_repeats} with --quick). "
+            f"`sidestep plan {experiment.name}` shows the trials."
+        ),
+        "what would refute it": f"the whole interval {opposite}",
+        "needs": f"{claim.needs_cores} cores" if claim.needs_cores > 1 else "one core",
+        "what to do about it": claim.advice,
+    }
+
+
+def _taken(claim: Claim) -> str:
+    match claim.measure:
+        case Ratio():
+            return "the ratio is taken"
+        case Level():
+            return "the figure is taken"
+        case BreakEven():
+            return "the job length where the two meet is read off"
+        case ScalingLaw():
+            return "the curve is fitted, and its worst miss taken,"
