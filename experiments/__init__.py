@@ -15,6 +15,7 @@ from experiments.observer_cost import experiment as observer_cost
 from experiments.prefetch import experiment as prefetch
 from experiments.races import experiment as races
 from experiments.scaling_law import experiment as scaling_law
+from experiments.sendable import experiment as sendable
 from experiments.separate_queues import experiment as separate_queues
 from experiments.sharing import experiment as sharing
 from experiments.startup import experiment as startup
@@ -34,6 +35,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         locks,
         races,
         sharing,
+        sendable,
         startup,
         break_even,
         io_fanout,

@@ -1,6 +1,6 @@
 """Threads share one GIL; processes have one each."""
 
-from lab.model import UP_TO_CORES, Arms, Claim, Experiment, Ratio, Setup
+from lab.model import UP_TO_CORES, Arms, Claim, Experiment, Level, Ratio, Setup
 from producer.pacers import Burst
 from producer.payloads import Calibrated
 
@@ -32,6 +32,15 @@ experiment = Experiment(
             needs_cores=2,
             why="The interpreter runs one statement at a time: a thread computes only while it holds the GIL.",
             advice="Do not raise -c of a threads worker for work in pure Python; use prefork, or move the work into C.",
+        ),
+        Claim(
+            id="gil-cpu/one-core",
+            says="Two threads that compute keep no more than 1.1 cores busy.",
+            measure=Level("cores_used", of={"queued": True, "pool": "threads", "concurrency": 2}),
+            at_most=1.1,
+            needs_cores=2,
+            why="Whoever does not hold the GIL waits, and a thread that waits uses no core.",
+            advice="A threads worker that computes shows up in top as one busy core, however many you give it.",
         ),
         Claim(
             id="gil-cpu/prefork",

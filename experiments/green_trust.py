@@ -10,7 +10,7 @@ COMPUTING = Load("spin", {"loops": Calibrated(ms=400)}, Burst(2))
 def _delay(pool: str) -> Claim:
     return Claim(
         id=f"green-trust/{pool}",
-        says=f"Two computing jobs of 400 ms make the slowest quick jobs of a {pool} worker at least 20 times as slow.",
+        says=f"Under {pool}, two computing jobs of 400 ms make the slowest quick jobs at least 20 times as slow.",
         measure=Ratio(
             "latency_p99_s", of={"pool": pool, "beside": COMPUTING, "apart": None}, to={"pool": pool, "beside": None}
         ),
@@ -57,5 +57,6 @@ experiment = Experiment(
             advice="Where you cannot be sure that no job computes, threads forgive more than greenlets.",
         ),
     ),
+    quick_repeats=3,
     quick={"pacer": Constant(50, 1.6)},
 )

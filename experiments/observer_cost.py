@@ -5,7 +5,7 @@ from producer.pacers import Burst
 from producer.payloads import Calibrated
 from tasks.pools import POOLS
 
-NOOP, TEN_MS = Burst(1500), Burst(150)
+NOOP, TEN_MS = Burst(1500), Burst(100)
 BOTH = (True, False)
 SLOTS = {"solo": 1, "prefork": 2, "threads": 2, "eventlet": 10, "gevent": 10}
 
@@ -46,7 +46,8 @@ experiment = Experiment(
         )
     ),
     claims=tuple(_claim(pool, job, least) for pool in POOLS for job, least in (("noop", 0.90), ("digest", 0.98))),
-    repeats=30,
+    quick={"pacer": Burst(500)},
+    repeats=15,
     side_by_side="marks",
     quick_repeats=3,
 )

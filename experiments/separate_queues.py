@@ -51,4 +51,5 @@ experiment = Experiment(
             advice="More threads are no answer to a computing neighbour.",
         ),
     ),
+    quick_repeats=3,
 )

@@ -52,13 +52,9 @@ def hogs(setup: Setup) -> float:
 
 
 def handovers(setup: Setup) -> float:
-    """How often the job lets go of the GIL and must get it back."""
+    """How often the job waits without the GIL and must get it back."""
     rounds = setup.args.get("rounds")
-    return HANDOVERS_PER_ROUND * rounds if isinstance(rounds, int) else 0
-
-
-HANDOVERS_PER_ROUND = 2
-"""Of the job `nudge`: one write and one read."""
+    return rounds if isinstance(rounds, int) else 0
 
 
 def size_bytes(setup: Setup) -> float:

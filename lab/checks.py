@@ -17,26 +17,30 @@ MAX_STEAL_CORES = 0.10  # taken by the hypervisor; a run with more measures the 
 
 
 def late_producer(run: Run) -> Iterator[str]:
-    """The producer kept up with its own plan."""
-    samples, setup, fed_s = run.samples, run.trial.setup, run.resources.fed_s
-    if not setup.queued or isinstance(setup.pacer, Closed):
-        return  # without a queue nobody feeds; a closed load is late by its nature
-    if isinstance(setup.pacer, Burst):
-        # All jobs are due at once, so lag is only how long the feeding took; it is known without marks too.
-        if fed_s > MAX_FEED_SHARE * run.resources.wall_s:
-            yield (
-                f"{setup.label}: feeding the queue took {fed_s:.2f} s of the {run.resources.wall_s:.2f} s run: workers "
-                "may have waited for the producer: make the jobs longer, or give the producer its own core"
-            )
-        return
-    if not len(samples):
-        return
-    lag, latency = quantile(samples.lag_s, 0.99), quantile(samples.latency_s, 0.5)
-    if lag > MAX_LAG_SHARE * latency:
-        yield (
-            f"{setup.label}: the producer sent 1 % of its jobs {lag * 1e3:.1f} ms or more late (median latency "
-            f"{latency * 1e3:.1f} ms): lower the rate, or give the producer its own core"
-        )
+    """The producer kept up with its own plan, for each of the loads that run beside each other."""
+    setup, samples = run.trial.setup, run.samples
+    if not setup.queued:
+        return  # without a queue nobody feeds
+    for load, jobs in zip(setup.loads, (samples.own, samples.others), strict=False):
+        if isinstance(load.pacer, Closed):
+            continue  # a closed load is late by its nature
+        if isinstance(load.pacer, Burst):
+            # All jobs are due at once, so lag is only how long the feeding took; it is known without marks too.
+            fed_s, wall_s = run.resources.fed_s, run.resources.wall_s
+            if setup.beside:  # the bill is that of both loads
+                fed_s, wall_s = float(max(jobs.lag_s, default=0.0)), float(max(jobs.latency_s, default=0.0))
+            if fed_s > MAX_FEED_SHARE * wall_s:
+                yield (
+                    f"{setup.label}: feeding the queue took {fed_s:.2f} s of the {wall_s:.2f} s run: workers "
+                    "may have waited for the producer: make the jobs longer, or give the producer its own core"
+                )
+        elif len(jobs):
+            lag, latency = quantile(jobs.lag_s, 0.99), quantile(jobs.latency_s, 0.5)
+            if lag > MAX_LAG_SHARE * latency:
+                yield (
+                    f"{setup.label}: the producer sent 1 % of its jobs {lag * 1e3:.1f} ms or more late (median latency "
+                    f"{latency * 1e3:.1f} ms): lower the rate, or give the producer its own core"
+                )
 
 
 def incomplete_ledger(run: Run) -> Iterator[str]:

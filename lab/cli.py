@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 import shutil
 import signal
@@ -334,12 +335,27 @@ def last_verdicts(catalogue: Catalogue) -> dict[str, str]:
 @click.argument("suite", type=click.Path(path_type=Path))
 @click.option("--html", type=click.Path(path_type=Path), help="Write the page here.")
 @click.option("--open", "open_it", is_flag=True, help="Show the page in a browser.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Write a trace of one repeat here, for Perfetto.")
+@click.option("--repeat", type=click.IntRange(1, MAX_REPEATS), help="The repeat to trace [default: the first].")
 @click.option("--strict", is_flag=True, help="Exit 1 when a claim is refuted.")
 @as_json
 @click.pass_obj
-def report_(catalogue: Catalogue, suite: Path, html: Path | None, open_it: bool, strict: bool, want_json: bool) -> None:
+def report_(
+    catalogue: Catalogue,
+    suite: Path,
+    html: Path | None,
+    open_it: bool,
+    trace: Path | None,
+    repeat: int | None,
+    strict: bool,
+    want_json: bool,
+) -> None:
     """Judge the runs in SUITE again and show the result; never measures."""
+    if repeat and not trace:
+        raise BadInput("--repeat says which repeat to trace; add --trace FILE")
     held = load(suite)
+    if trace:
+        _write_trace(trace, held, repeat)
     experiments = list(catalogue.experiments.values())
     findings = judge_all(experiments, held)
     human = Console(stderr=want_json, highlight=False, markup=False)
@@ -349,6 +365,8 @@ def report_(catalogue: Catalogue, suite: Path, html: Path | None, open_it: bool,
     if target:
         _write_page(target, held, findings, experiments)
         human.print(f"report: {target}", soft_wrap=True)
+    if trace:
+        human.print(f"trace:  {trace}; open it at https://ui.perfetto.dev", soft_wrap=True)
     if open_it and target:
         webbrowser.open(target.absolute().as_uri())
     if want_json:
@@ -359,8 +377,18 @@ def report_(catalogue: Catalogue, suite: Path, html: Path | None, open_it: bool,
 def _write_page(target: Path, suite: Suite, findings: Sequence[Finding], experiments: Sequence[Experiment]) -> None:
     from lab.report.page import page  # noqa: PLC0415  brings a plotting library that most verbs do without
 
+    _write(target, page(suite, findings, experiments))
+
+
+def _write_trace(target: Path, suite: Suite, repeat: int | None) -> None:
+    from lab.report.trace import trace  # noqa: PLC0415  brings a plotting library that most verbs do without
+
+    _write(target, json.dumps(trace(suite, repeat=repeat), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _write(target: Path, text: str) -> None:
     try:
-        target.write_text(page(suite, findings, experiments), encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot write {target}: {error.strerror}; choose another place") from None
 
@@ -488,7 +516,7 @@ def estimate_json(estimate: Estimate | None) -> dict[str, Any] | None:
     """An estimate; an endless bound is null, since JSON has no infinity."""
     if estimate is None:
         return None
-    return {name: None if value == float("inf") else value for name, value in dataclasses.asdict(estimate).items()}
+    return {name: None if math.isinf(value) else value for name, value in dataclasses.asdict(estimate).items()}
 
 
 def _print_json(body: Mapping[str, Any]) -> None:

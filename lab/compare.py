@@ -42,9 +42,10 @@ def _runs(suite: Suite, experiment: Experiment) -> list[Run]:
 def welch(before: list[float], after: list[float]) -> Estimate | None:
     """The ratio of two geometric means with a 95 % interval, for blocks that are not paired and scatter unequally.
 
-    Welch, Biometrika 34 (1947); degrees of freedom after Satterthwaite, rounded down. None with fewer than two a side.
+    Welch, Biometrika 34 (1947); degrees of freedom after Satterthwaite, rounded down. None with fewer than two a side,
+    and where a value has no logarithm: nothing is so many times as much as nothing.
     """
-    if min(len(before), len(after)) < 2:
+    if min(len(before), len(after)) < 2 or not all(0 < value < math.inf for value in (*before, *after)):
         return None
     logs = [[math.log(v) for v in side] for side in (before, after)]
     means = [math.fsum(side) / len(side) for side in logs]

@@ -71,7 +71,7 @@ def resolve(python: str | None) -> str:
     path = free_threaded() if python == FREE_THREADED else python
     if path is None:
         raise LabError(
-            f"no free-threaded Python ({' or '.join(FREE_THREADED_NAMES)}) is on PATH; name one with --python"
+            f"no free-threaded Python ({' or '.join(FREE_THREADED_NAMES)}) is on PATH; SIDESTEP_FREE_THREADED names one"
         )
     return path
 
@@ -83,15 +83,21 @@ def cache_home() -> Path:
 
 
 def with_celery(
-    path: str, *, pools: Iterable[str], packages: Iterable[str] = (), say: Callable[[str], None] = lambda _: None
+    path: str,
+    *,
+    pools: Iterable[str],
+    modules: Iterable[str] = (),
+    packages: Iterable[str] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> str:
     """The path of an interpreter like the one at `path` that can import Celery and what the pools need.
 
-    `packages` are installed in these versions, such as `kombu==5.6.2`, in place of those that are installed here. Makes
-    a virtual environment on first use, which reaches a package index; later calls take it from the cache.
+    `modules` are what jobs need besides, in the versions installed here; `packages`, such as `kombu==5.6.2`, replace
+    what is installed here. Makes a virtual environment on first use, which reaches a package index; later calls take
+    it from the cache.
     """
     interpreter = ask(path)
-    names = [*ALWAYS, *(need for p in sorted(set(pools)) if p in POOLS and (need := POOLS[p].needs))]
+    names = [*ALWAYS, *(need for p in sorted(set(pools)) if p in POOLS and (need := POOLS[p].needs)), *modules]
     chosen = {package.partition("==")[0]: package for package in packages}
     needed = [
         f"{name}=={importlib.metadata.version(name)}" for name in names if _installed(name) and name not in chosen

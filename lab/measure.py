@@ -8,7 +8,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lab import broker as brokers
 from lab.environment import SAME_MACHINE, SAME_SITTING, cores, fingerprint, noise_floor
@@ -59,7 +59,8 @@ def cannot_run(setup: Setup, python: str | None = None) -> str | None:
     if setup.python == FREE_THREADED and free_threaded() is None:
         return NO_FREE_THREADED
     if setup.queued:
-        return POOLS[setup.pool].missing
+        pools = (setup.pool, setup.apart) if setup.apart else (setup.pool,)
+        return next((reason for pool in pools if (reason := POOLS[pool].missing)), None)
     chosen = setup.python or python
     version = ask(resolve(chosen)).version if chosen else platform.python_version()
     if setup.pool == "interpreters" and tuple(map(int, version.split(".")[:2])) < (3, 14):
@@ -138,16 +139,30 @@ def _in_session(order: Order, session: Session, idle: Callable[[], None]) -> Ite
         session.prepare(setup)
     for experiment in order.experiments:
         trials = planned[experiment.name][0]
-        for trial in pending(trials, suite):
-            yield Step(experiment, trial, suite, expected_s(trial, cores=here))
-            run = runner.run(trial)
+        for together in turns(experiment, trials, pending(trials, suite)):
+            yield Step(experiment, together[0], suite, sum(expected_s(trial, cores=here) for trial in together))
+            runs = runner.together(together)
             environment = {**suite.environment, "units_per_ms": session.calibration}
-            others = tuple(r for r in suite.runs if r.trial != trial)  # a noisy one that is replaced now
-            suite = replace(suite, runs=(*others, run), environment=environment)
+            others = tuple(r for r in suite.runs if r.trial not in together)  # noisy ones that are replaced now
+            suite = replace(suite, runs=(*others, *runs), environment=environment)
             # Saved after every trial: a crash at trial 40 must not cost the first 39.
             file.save(suite)
             yield Step(experiment, None, suite)
         yield Step(experiment, None, suite, complete=True)
+
+
+def turns(experiment: Experiment, trials: Sequence[Trial], wanted: Sequence[Trial]) -> list[list[Trial]]:
+    """The wanted trials in their order; those of one repeat that the experiment wants side by side are one turn.
+
+    Such a turn is wanted whole where any of its trials is.
+    """
+    if experiment.side_by_side is None:
+        return [[trial] for trial in wanted]
+    groups: dict[Trial, list[Trial]] = {}
+    for trial in trials:
+        alike = replace(trial.setup, **cast("dict[str, Any]", {experiment.side_by_side: None}))
+        groups.setdefault(replace(trial, setup=alike), []).append(trial)
+    return [group for group in groups.values() if any(trial in wanted for trial in group)]
 
 
 def pending(trials: Sequence[Trial], suite: Suite) -> list[Trial]:

@@ -34,9 +34,9 @@ def plan(
     """
     rng = random.Random(f"{seed} {experiment.name}")
     chosen = list(experiment.setups(cores=cores, quick=quick) if setups is None else setups)
-    if python:
-        # Where a setup names an interpreter itself, that is its point.
-        chosen = [replace(setup, python=python) if setup.python is None else setup for setup in chosen]
+    if python and not any(setup.python for setup in chosen):
+        # Where the experiment itself compares interpreters, that is its point.
+        chosen = [replace(setup, python=python) for setup in chosen]
     trials: list[Trial] = []
     for repeat in range(repeats or (experiment.quick_repeats if quick else experiment.repeats)):
         groups = _side_by_side(chosen, experiment.side_by_side)
@@ -62,17 +62,19 @@ def expected_s(trial: Trial, *, cores: int) -> float:
     boot_s = BOOT_S["queued" if setup.queued else "bare"] * (setup.nodes + bool(setup.apart))
     if setup.pool in {"prefork", "processes", "interpreters"}:
         boot_s += FORK_S * setup.slots
-    return boot_s + sum(_load_s(setup, load, cores) for load in setup.loads)
+    # Loads beside each other share the cores, also from workers of their own, but they are due at the same time.
+    work_s = sum(_work_s(setup, load, cores) for load in setup.loads)
+    last_due_s = max((due for load in setup.loads for due in load.pacer.due_s()), default=0.0)
+    return boot_s + max(work_s, last_due_s)
 
 
-def _load_s(setup: Setup, load: Load, cores: int) -> float:
-    # Apart from the setup's own jobs, another load costs no time but on the same cores.
+def _work_s(setup: Setup, load: Load, cores: int) -> float:
     pool, slots = setup.pool, setup.slots
+    if setup.apart and load is setup.beside:
+        pool, slots = setup.apart, setup.apart_concurrency
     cpu_ms = work_ms_of(load.args)
     wait_ms = sum(value.mean_ms for value in load.args.values() if isinstance(value, Upstream))
     wait_ms += sum(float(v) for name, v in load.args.items() if name in {"ms", "io_ms"} and isinstance(v, int | float))
     queue_ms = 1.0 if setup.queued else 0.05
     width = min(slots, cores if pool in {"prefork", "processes", "interpreters"} else 1)
-    work_s = load.pacer.count * max((cpu_ms + queue_ms) / width, (cpu_ms + wait_ms) / slots) / 1e3
-    last_due_s = max(load.pacer.due_s(), default=0.0)
-    return max(work_s, last_due_s)
+    return load.pacer.count * max((cpu_ms + queue_ms) / width, (cpu_ms + wait_ms) / slots) / 1e3

@@ -9,12 +9,15 @@ from lab.model import Setup
 
 
 def convoy_s(setup: Setup) -> float:
-    """Each time the job wants the GIL back from a computing thread, it waits one switch interval.
+    """After each of its waits the job gets the GIL back one switch interval later, for each thread that computes.
 
     Python's "new GIL" (CPython 3.2, ceval_gil.c): whoever waits asks for the lock after `sys.getswitchinterval()`, and
-    the holder lets go at its next check. With one other thread that wants it nobody else can come between.
+    the holder lets go at its next check. With one computing thread that is one interval; with more, each of them may
+    come first, and then this is the worst.
     """
-    return handovers(setup) * switch_interval_ms(setup) / 1e3 if hogs(setup) else 0.0
+    ms = setup.args.get("ms")
+    wait_ms = float(ms) if isinstance(ms, int | float) else 0.0
+    return handovers(setup) * (wait_ms + hogs(setup) * switch_interval_ms(setup)) / 1e3
 
 
 def amdahl(setup: Setup) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,9 @@ import psutil
 import redis
 
 from lab import broker as brokers
+from lab.arenas.arena import Arena
+from lab.model import Resources, Samples
+from producer.publish import Sent
 
 OUR_COMMANDS = frozenset({"info", "scan", "dbsize", "unlink", "client", "hello", "select", "auth", "ping"})
 """Run by the lab while it looks, or once per connection: not part of a job's price."""
@@ -64,9 +67,10 @@ class Snoop:
     looking: tuple[int, int] = (0, 0)
     """One look at the queue."""
 
-    def share(self, looks: int) -> tuple[int, int]:
-        """Of one reading and so many looks."""
-        return self.asking[0] + looks * self.looking[0], self.asking[1] + looks * self.looking[1]
+    def share(self, looks: int, readings: int = 1) -> tuple[int, int]:
+        """Of so many readings and looks."""
+        into, out = (readings * asked + looks * looked for asked, looked in zip(self.asking, self.looking, strict=True))
+        return into, out
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +94,10 @@ class Snapshot:
 def snapshot(
     workers: Iterable[psutil.Process],
     helpers: Iterable[psutil.Process],
-    broker: BrokerCounters,
+    broker: BrokerCounters | None = None,
 ) -> Snapshot:
     """Read every counter once. Helpers are ours but not measured, such as the HTTP server."""
+    broker = broker or BrokerCounters()
     machine = psutil.cpu_times()
     busy = sum(getattr(machine, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq"))
     worker_cpu, switches = 0.0, 0
@@ -119,18 +124,56 @@ def snapshot(
     )
 
 
-def others_cpu_s(before: Snapshot, after: Snapshot) -> float:
-    """CPU seconds between two snapshots that none of our processes used; never below 0."""
+Spell = tuple[Snapshot, Snapshot]
+"""The snapshots before and after a part of a run."""
+
+
+def others_cpu_s(spells: Iterable[Spell]) -> float:
+    """CPU seconds in these parts of a run that none of our processes used; never below 0."""
 
     def ours(s: Snapshot) -> float:
         return s.worker_cpu_s + (s.broker_cpu_s or 0.0) + s.producer_cpu_s + s.helper_cpu_s
 
-    return max(0.0, (after.busy_s - before.busy_s) - (ours(after) - ours(before)))
+    return max(0.0, sum((after.busy_s - before.busy_s) - (ours(after) - ours(before)) for before, after in spells))
 
 
-def commands_between(before: Snapshot, after: Snapshot, *, looks: int, queues: int = 1) -> dict[str, int]:
-    """Broker commands that ran between two snapshots, without the lab's own and without its looks at the queue."""
-    counts = {name: calls - before.commands.get(name, 0) for name, calls in after.commands.items()}
+def bill(arena: Arena, spells: Sequence[Spell], sent: Sequence[Sent], samples: Samples) -> Resources:
+    """What the run cost, but for the broker's commands and bytes."""
+    start_ns = sent[0].due_ns
+    # Without a single end, all the time that was waited for one.
+    waited_ns = sum(after.at_ns - before.at_ns for before, after in spells)
+    last_ns = int(samples.ended_ns.max()) if len(samples) else waited_ns
+    broker = [(b.broker_cpu_s, a.broker_cpu_s) for b, a in spells]
+    steal = [(b.steal_s, a.steal_s) for b, a in spells]
+    return Resources(
+        wall_s=last_ns / 1e9,
+        boot_s=arena.boot_s,
+        worker_cpu_s=sum(after.worker_cpu_s - before.worker_cpu_s for before, after in spells),
+        worker_pss_bytes=pss_bytes(arena.processes()),
+        context_switches=sum(after.context_switches - before.context_switches for before, after in spells),
+        broker_cpu_s=_sum_of_differences(broker),
+        producer_cpu_s=sum(after.producer_cpu_s - before.producer_cpu_s for before, after in spells),
+        others_cpu_s=others_cpu_s(spells),
+        steal_s=_sum_of_differences(steal),
+        fed_s=(max(s.taken_ns for s in sent) - start_ns) / 1e9,
+        gil_enabled=bool(arena.about["gil_enabled"]),
+        python=str(arena.about["python"]),
+    )
+
+
+def _sum_of_differences(pairs: Iterable[tuple[float | None, float | None]]) -> float | None:
+    """None where one side is not known."""
+    differences = [None if a is None or b is None else b - a for a, b in pairs]
+    known = [d for d in differences if d is not None]
+    return sum(known) if len(known) == len(differences) else None
+
+
+def commands_between(spells: Iterable[Spell], *, looks: int, queues: int = 1) -> dict[str, int]:
+    """Broker commands in these parts of a run, without the lab's own and without its looks at the queue."""
+    counts: dict[str, int] = {}
+    for before, after in spells:
+        for name, calls in after.commands.items():
+            counts[name] = counts.get(name, 0) + calls - before.commands.get(name, 0)
     for name, count in look_commands(queues).items():
         counts[name] = counts.get(name, 0) - looks * count
     return {name: n for name, n in sorted(counts.items()) if n > 0 and name.split("|")[0] not in OUR_COMMANDS}

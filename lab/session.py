@@ -31,6 +31,7 @@ from lab.broker import (
 from lab.children import Children, kill, tree
 from lab.model import LabError, Load, Setup
 from producer.payloads import Calibrated, Upstream, calibrated
+from tasks.jobs import JOBS
 
 CALIBRATION_TIMEOUT_S = 60
 
@@ -46,7 +47,7 @@ class Session:
     _units_per_ms: dict[tuple[str, str], float] = field(default_factory=dict)
     _upstreams: dict[float, tuple[str, subprocess.Popen[Any]]] = field(default_factory=dict)
     _spinners: list[subprocess.Popen[Any]] = field(default_factory=list)
-    _pythons: dict[tuple[str | None, str, tuple[str, ...]], str] = field(default_factory=dict)
+    _pythons: dict[tuple[object, ...], str] = field(default_factory=dict)
 
     prefix: str = field(default_factory=lambda: f"{PREFIX}{secrets.token_hex(SESSION_DIGITS // 2)}:")
     """Of every key of this session."""
@@ -99,10 +100,12 @@ class Session:
         if setup.python is None and not setup.packages:
             return sys.executable
         path = interpreters.resolve(setup.python)
-        key = (path, setup.pool, setup.packages)
+        modules = tuple(sorted({need for load in setup.loads if (need := JOBS[load.job].needs)}))
+        pools = (setup.pool, setup.apart) if setup.apart else (setup.pool,)
+        key = (path, pools, modules, setup.packages)
         if key not in self._pythons:
             self._pythons[key] = interpreters.with_celery(
-                path, pools=[setup.pool], packages=setup.packages, say=self.say
+                path, pools=pools, modules=modules, packages=setup.packages, say=self.say
             )
         return self._pythons[key]
 

@@ -24,6 +24,7 @@ from lab.model import (
     Selector,
     Setup,
 )
+from tasks.carriers import Outcome, unpack
 
 CONFIDENCE = 0.95
 MOST_REPEATS = 1000
@@ -107,12 +108,16 @@ def gap_p50_s(run: Run) -> float:
 
     A slot is a thread of a process; for pools whose slots are not threads it is not a number.
     """
-    s = run.samples.own
-    if run.trial.setup.pool not in {"prefork", "threads", "solo"}:
+    setup = run.trial.setup
+    if setup.pool not in {"prefork", "threads", "solo"}:
         return math.nan
+    # In one worker a slot is not idle while it does a job that only runs beside.
+    s = run.samples.own if setup.apart else run.samples
     order = np.lexsort((s.started_ns, s.thread, s.worker))
-    same = (np.diff(s.worker[order]) == 0) & (np.diff(s.thread[order]) == 0)
-    return quantile((s.started_ns[order][1:] - s.ended_ns[order][:-1])[same] / 1e9, 0.5)
+    before, after = order[:-1], order[1:]
+    same = (s.worker[before] == s.worker[after]) & (s.thread[before] == s.thread[after])
+    waited = s.received_ns[after] <= s.ended_ns[before]
+    return quantile((s.started_ns[after] - s.ended_ns[before])[same & waited] / 1e9, 0.5)
 
 
 def slots_busy(run: Run) -> float:
@@ -138,12 +143,15 @@ def lost_updates(run: Run) -> float:
     """The share of the additions to the one counter of the `tally` jobs that are missing at the end.
 
     Each job adds `rounds`, and returns what the counter held afterwards; so did one job a slot before the clock began.
+    In one process the last job to end saw the final count. Of several processes the last to end need not be the last
+    to add, so there it is the highest that any saw: right for a counter that only grows.
     """
     s, setup = run.samples.own, run.trial.setup
     rounds = setup.args.get("rounds")
     if not len(s) or not isinstance(rounds, int):
         return math.nan
-    return 1 - float(s.value[np.argmax(s.ended_ns)]) / (rounds * (len(s) + setup.slots))
+    final = s.value.max() if len(np.unique(s.worker)) > 1 else s.value[s.ended_ns == s.ended_ns.max()].max()
+    return 1 - float(final) / (rounds * (len(s) + setup.slots))
 
 
 def disorder(run: Run) -> float:
@@ -163,6 +171,28 @@ def gil_on(run: Run) -> float:
 def cores_used(run: Run) -> float:
     """CPU seconds of jobs' threads per second of the run: how many cores the jobs themselves kept busy."""
     return float(np.sum(run.samples.cpu_s)) / run.resources.wall_s
+
+
+def refused_things(run: Run) -> float:
+    """How many of the `deliver` jobs' things the sender or the receiver refused."""
+    return _things(run, Outcome.REFUSED)
+
+
+def changed_things(run: Run) -> float:
+    """How many of the `deliver` jobs' things arrived as something else, without an error."""
+    return _things(run, Outcome.CHANGED)
+
+
+def not_intact(run: Run) -> float:
+    """How many of the `deliver` jobs' things did not arrive as they were."""
+    return refused_things(run) + changed_things(run)
+
+
+def _things(run: Run, outcome: Outcome) -> float:
+    values = run.samples.own.value
+    if run.trial.setup.job != "deliver" or not len(values):
+        return math.nan
+    return sum(unpack(int(value)).count(outcome) for value in values) / len(values)
 
 
 MEASURES: Mapping[str, Callable[[Run], float]] = {
@@ -188,6 +218,9 @@ MEASURES: Mapping[str, Callable[[Run], float]] = {
         lost_updates,
         disorder,
         gil_on,
+        refused_things,
+        changed_things,
+        not_intact,
     )
 }
 
@@ -260,10 +293,10 @@ def _crossings(even: BreakEven, runs: Iterable[Run]) -> list[float]:
 def crossing(of: Mapping[float, float], to: Mapping[float, float]) -> float | None:
     """The x from which on `of` exceeds `to`, read off on a straight line in log-log between two neighbours.
 
-    None with fewer than two x on both sides. Where `of` exceeds `to` everywhere it is the smallest x, which then is an
-    upper bound; where it never does at the largest x, infinity.
+    None with fewer than two x where both sides have a number above 0. Where `of` exceeds `to` everywhere it is the
+    smallest x, which then is an upper bound; where it never does at the largest x, infinity.
     """
-    xs = sorted(of.keys() & to.keys())
+    xs = sorted(x for x in of.keys() & to.keys() if of[x] > 0 and to[x] > 0)
     if len(xs) < 2:
         return None
     above = [math.log(of[x] / to[x]) for x in xs]
@@ -280,7 +313,7 @@ def crossing(of: Mapping[float, float], to: Mapping[float, float]) -> float | No
 def _residuals(law: ScalingLaw, runs: Iterable[Run]) -> list[float]:
     worst = []
     for some in _by_repeat(runs, law.of).values():
-        points = {run.trial.setup.slots: throughput_hz(run) for run in some}
+        points = {run.trial.setup.slots: hz for run in some if (hz := throughput_hz(run)) > 0}
         if len(points) >= usl.LOADS:
             curve = usl.fit(points)
             worst.append(max(abs(hz / curve.throughput_hz(n) - 1) for n, hz in points.items()))
@@ -310,8 +343,7 @@ def estimate(measure: Measure, runs: Iterable[Run]) -> Estimate | None:
     values = blocks(measure, runs)
     if isinstance(measure, BreakEven) and not all(map(math.isfinite, values)):
         # In some repeat it never paid: there is no finite upper end.
-        finite = [value for value in values if math.isfinite(value)]
-        return Estimate(math.inf, min(finite, default=math.inf), math.inf, len(values))
+        return Estimate(math.inf, min(values) if len(values) > 1 else 0.0, math.inf, len(values))
     return mean(values) if isinstance(measure, Level | ScalingLaw) else mean_of_logs(values)
 
 

@@ -7,7 +7,7 @@ Schema 1 (Sidestep 0.1):
     the runs.
 Schema 2: setups also hold packages, beside, apart, apart_concurrency and disable_prefetch; samples have the columns
     `beside` and `value`, which are all 0 in a suite of schema 1.
-A later version reads every earlier schema.
+A later version reads every earlier schema. `suite.json.xz` is such a file compressed by xz.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ _T = TypeVar("_T")
 
 SCHEMA = 2
 FILE = "suite.json"
+PACKED = f"{FILE}.xz"
+"""The same file, compressed: to be kept and shown around. Only `load` knows it."""
 
 # Values that a Setup may hold, by the name they are stored under.
 _KINDS: dict[str, type[Any]] = {
@@ -114,13 +116,18 @@ class SuiteFile:
 
 
 def load(path: Path) -> Suite:
-    """The suite in a file, or in the folder that holds it. Raises BadInput when there is none that can be read."""
-    file = path / FILE if path.is_dir() else path
+    """The suite in a file, or in the folder that holds it. Raises BadInput when there is none that can be read.
+
+    A file whose name ends in `.xz` is decompressed; a folder is searched for one when it holds no other.
+    """
+    file = path
+    if path.is_dir():
+        file = path / PACKED if (path / PACKED).exists() and not (path / FILE).exists() else path / FILE
     try:
-        document = json.loads(file.read_text("utf-8"))
+        document = json.loads(_text(file))
     except FileNotFoundError:
         raise BadInput(f"there is no suite at {path}; `sidestep run NAME --out {path}` makes one") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, ImportError, RecursionError) as error:
         raise BadInput(f"{file} is not a suite that can be read ({error}); name the suite.json of a run") from None
     schema = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(schema, int):
@@ -132,7 +139,7 @@ def load(path: Path) -> Suite:
             Suite(
                 environment=document["environment"],
                 experiments=tuple(document["experiments"]),
-                runs=tuple(_run_from_json(run) for run in document["runs"]),
+                runs=tuple(_run_from_json(run, schema) for run in document["runs"]),
                 seed=document["seed"],
                 repeats=document["repeats"],
                 quick=document["quick"],
@@ -141,6 +148,17 @@ def load(path: Path) -> Suite:
         )
     except (KeyError, TypeError, ValueError, AttributeError, LabError, zlib.error, binascii.Error) as error:
         raise BadInput(f"{file} is damaged ({type(error).__name__}: {error}); run the experiment again") from None
+
+
+def _text(file: Path) -> str:
+    if file.suffix != ".xz":
+        return file.read_text("utf-8")
+    import lzma  # noqa: PLC0415  some Pythons are built without it, and need it only here
+
+    try:
+        return lzma.decompress(file.read_bytes()).decode("utf-8")
+    except lzma.LZMAError as error:
+        raise ValueError(str(error)) from None
 
 
 def _run_to_json(run: Run) -> dict[str, Any]:
@@ -159,7 +177,7 @@ def _run_to_json(run: Run) -> dict[str, Any]:
     }
 
 
-def _run_from_json(raw: Mapping[str, Any]) -> Run:
+def _run_from_json(raw: Mapping[str, Any], schema: int) -> Run:
     trial, samples = raw["trial"], raw["samples"]
     setup = _checked(Setup(**{name: _unpack(value) for name, value in trial["setup"].items()}))
     setup = dataclasses.replace(setup, args=FrozenArgs(setup.args))
@@ -167,7 +185,7 @@ def _run_from_json(raw: Mapping[str, Any]) -> Run:
         beside = _checked(setup.beside)
         setup = dataclasses.replace(setup, beside=dataclasses.replace(beside, args=FrozenArgs(beside.args)))
     columns = {
-        name: decode(samples[name]) if name in samples or name not in SINCE_2 else np.zeros(samples["n"], np.int64)
+        name: np.zeros(samples["n"], np.int64) if schema < 2 and name in SINCE_2 else decode(samples[name])
         for name in SAMPLE_COLUMNS
     }
     if {len(column) for column in columns.values()} != {samples["n"]}:
@@ -197,7 +215,7 @@ def _pack(value: Any) -> Any:
 def _unpack(value: Any) -> Any:
     if isinstance(value, dict):
         fields = {name: _unpack(inner) for name, inner in value.items() if name != "is"}
-        return _KINDS[value["is"]](**fields) if "is" in value else fields
+        return _checked(_KINDS[value["is"]](**fields)) if "is" in value else fields
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -41,7 +41,8 @@ class Usl:
 def fit(points: Mapping[int, float]) -> Usl:
     """The law's best curve through throughputs by number, by least squares of relative errors.
 
-    n/X = 1/r + (s/r)(n-1) + (k/r)n(n-1) is linear in its three unknowns, none of which may be negative. Raises ValueError with fewer than 3 points.
+    n/X = 1/r + (s/r)(n-1) + (k/r)n(n-1) is linear in its three unknowns, none of which may be negative. Raises
+    ValueError with fewer than 3 points.
     """
     if len(points) < 3:
         raise ValueError("three parameters need at least three points")

@@ -30,8 +30,11 @@ class Pacer(Protocol):
 def merged(pacers: Sequence[Pacer]) -> list[tuple[float, int, int]]:
     """All jobs of several open loads in order of time: when each is due, which load it belongs to, its number there.
 
-    Jobs that are due at once keep the order of their loads.
+    Jobs that are due at once keep the order of their loads. Raises PacerError for a closed load: it waits for its own
+    ends, so nobody knows beforehand when its jobs are due.
     """
+    if any(isinstance(pacer, Closed) for pacer in pacers):
+        raise PacerError("a closed load cannot run beside another: use Constant, Poisson or Burst")
     rows = [(due, which, number) for which, pacer in enumerate(pacers) for number, due in enumerate(pacer.due_s())]
     return sorted(rows)
 

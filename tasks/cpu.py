@@ -84,7 +84,7 @@ def blend(loops: int, chunks: int) -> str:
     return f"{total} {sha.hexdigest()}"
 
 
-@job(Nature.RELEASES_GIL, scales_with="rounds", expect=lambda rounds: rounds)
+@job(Nature.RELEASES_GIL, scales_with="rounds", needs="numpy", expect=lambda rounds: rounds)
 def sine(rounds: int) -> int:
     """Take the sines of 100,000 numbers with NumPy, `rounds` times; it works without the GIL."""
     import numpy as np  # noqa: PLC0415  only this job needs it, and it need not be installed

@@ -28,6 +28,8 @@ class Job:
     """What `run` must return for the same arguments, found without waiting and without a network."""
     scales_with: str | None
     """The argument that makes the job proportionally longer, if there is one: `tasks.calibrate` sets it."""
+    needs: str | None = None
+    """The module that it imports beside the standard library and what every worker has."""
     measures: bool = False
     """What it returns is a measurement, a whole number below 2^32: it travels with the mark and any is right."""
 
@@ -49,6 +51,7 @@ def job(
     *,
     expect: Callable[..., Any] | None = None,
     scales_with: str | None = None,
+    needs: str | None = None,
     measures: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as a kind of job, under its own name.
@@ -57,7 +60,7 @@ def job(
     """
 
     def register(run: Callable[..., Any]) -> Callable[..., Any]:
-        JOBS[run.__name__] = Job(run.__name__, run, nature, expect or run, scales_with, measures)
+        JOBS[run.__name__] = Job(run.__name__, run, nature, expect or run, scales_with, needs, measures)
         return run
 
     return register

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +16,17 @@ from tasks.settings import ENV_PREFIX
 _mine = threading.local()
 
 
+@job(Nature.WAITS, expect=lambda rounds, ms: rounds)  # noqa: ARG005
+def naps(rounds: int, ms: float) -> int:
+    """Sleep `ms` milliseconds, `rounds` times: after each the GIL must be got back, as after a read that waited."""
+    for _ in range(rounds):
+        time.sleep(ms / 1000)
+    return rounds
+
+
 @job(Nature.HOLDS_GIL, expect=lambda rounds: rounds)
 def nudge(rounds: int) -> int:
-    """Write a byte into a pipe and read it back, `rounds` times: it never waits for anybody but for the GIL.
-
-    Each of the two system calls lets go of the GIL and must get it back, so a job makes 2 * rounds hand-overs.
-    """
+    """Write a byte into a pipe and read it back, `rounds` times: both calls let go of the GIL and neither waits."""
     ends = getattr(_mine, "pipe", None)
     if ends is None:
         ends = _mine.pipe = os.pipe()

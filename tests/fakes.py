@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,6 +105,7 @@ def make_resources(
     others_cpu_s: float | None = 0.0,
     steal_s: float | None = 0.0,
     fed_s: float = 0.0,
+    commands: Mapping[str, int] | None = None,
     python: str = "3.13.5",
     gil_enabled: bool = True,
 ) -> Resources:
@@ -119,6 +120,7 @@ def make_resources(
         steal_s=steal_s,
         drained_s=drained_s,
         fed_s=fed_s,
+        commands=commands or {},
         python=python,
         gil_enabled=gil_enabled,
     )

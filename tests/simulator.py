@@ -1,31 +1,38 @@
 """A queue with a known truth: the lab's answers can be checked against it, without a broker and without waiting.
 
-First come, first served. A job first takes a slot, then computes on a processor, then waits, then gives its slot back.
-Pools differ in their processors alone: all slots under one GIL share one, others have as many as there are cores.
+First come, first served. A worker fetches a job, the job takes a slot, computes on a processor, waits, and gives its
+slot back. Pools differ in their processors alone: all slots under one GIL share one, others have as many as there are
+cores. Nobody takes a processor away from a job, fetching is free, and a worker apart has cores of its own.
 """
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lab.checks import faults
-from lab.model import Experiment, Ledger, Resources, Run, Samples, Setup, Suite, Trial
+from lab.model import FREE_THREADED, Experiment, Ledger, Load, Nanoseconds, Resources, Run, Samples, Setup, Suite, Trial
 from lab.plan import plan
-from producer.payloads import Calibrated, Upstream
+from producer.pacers import merged
+from producer.payloads import Calibrated, Sometimes, Upstream
 from producer.publish import Sent
 from tasks.jobs import JOBS, Nature
 from tasks.pools import POOLS
 
 NETWORK_S = 0.0001
 """From sent to received."""
-COMPUTE_S = 0.0005
-"""What the shortest job costs, and what the queue adds to each: mostly Celery itself."""
+QUEUE_S, BARE_S = 0.0005, 0.00005
+"""What a job costs beside its work, with a queue (mostly Celery itself) and without."""
+BOOT_S, FORK_S = 0.6, 0.02
+"""To start a worker, and each of its processes."""
 BASE_PSS_BYTES, PROCESS_PSS_BYTES, THREAD_PSS_BYTES = 60_000_000, 20_000_000, 100_000
+AHEAD = 4
+"""Jobs that a worker fetches ahead, per slot, unless told otherwise: Celery's own multiplier."""
 
 
 def simulate(
@@ -47,27 +54,24 @@ def simulate(
     `gil=False` is an interpreter without one. `sent` replaces the simulated producer, which is never late.
     """
     setup = trial.setup
+    gil = gil and (setup.python != FREE_THREADED or bool(setup.packages))  # other packages bring it back
     rng = random.Random(f"{seed} {trial!r}")  # the text, for hash() differs from process to process
     block = random.Random(f"{seed} {trial.experiment} {trial.repeat}").lognormvariate(0, block_noise)
     pace = block * rng.lognormvariate(0, run_noise)
-    cost_s = pace * (_compute_s(setup) + (mark_s if setup.marks else 0.0))
+    own_s = (QUEUE_S if setup.queued else BARE_S) + (mark_s if setup.marks else 0.0)
 
-    slots = [(0.0, slot) for slot in range(_slots(setup))]
-    processors = [0.0] * _processors(setup, cores=cores, gil=gil)
+    worker = _Station(setup, cores=cores, gil=gil)
+    apart = _Station(_apart(setup), cores=cores, gil=gil, first_worker=1000) if setup.apart else worker
     ends: list[float] = []
     rows = []
-    for due, sent_s in _load(setup, sent, ends):
-        received = sent_s + (NETWORK_S if setup.queued else 0.0)
-        free, slot = heapq.heappop(slots)
-        started = max(received, free)
-        computes = cost_s * rng.lognormvariate(0, job_noise)
-        computed = max(started, heapq.heappop(processors)) + computes
-        heapq.heappush(processors, computed)
-        ended = computed + _wait_s(setup) * rng.lognormvariate(0, job_noise)
-        heapq.heappush(slots, (ended, slot))
-        heapq.heappush(ends, ended)
-        worker = slot if _is_parallel(setup) else slot // setup.concurrency
-        rows.append((due, sent_s, received, started, ended, computes, worker, slot, int(gil)))
+    for due, sent_s, which, number in _load(setup, sent, ends):
+        load = setup.loads[which]
+        factor = pace * rng.lognormvariate(0, job_noise)
+        inside_s, outside_s = (seconds * factor for seconds in _computes_s(load, number, own_s))
+        waits_s = _wait_s(load) * rng.lognormvariate(0, job_noise)
+        life = (apart if which else worker).does(sent_s, inside_s, outside_s, waits_s)
+        heapq.heappush(ends, life[2])
+        rows.append((due, sent_s, *life, which))
     return _run(trial, rows, gil=gil)
 
 
@@ -87,32 +91,51 @@ def run_experiment(
     )
 
 
-def _load(setup: Setup, sent: Sequence[Sent] | None, ends: list[float]) -> Iterator[tuple[float, float]]:
-    """When each job is due and when it was sent, in seconds from the first due."""
+def _apart(setup: Setup) -> Setup:
+    """The worker that serves what runs beside the setup's own jobs, as a setup of its own."""
+    assert setup.apart
+    return replace(setup, pool=setup.apart, concurrency=setup.apart_concurrency, nodes=1, apart=None)
+
+
+def _load(setup: Setup, sent: Sequence[Sent] | None, ends: list[float]) -> Iterator[tuple[float, float, int, int]]:
+    """When each job is due and was sent, in seconds from the first due, which load it is of, and its number there."""
     if sent is not None:
-        yield from (((s.due_ns - sent[0].due_ns) / 1e9, (s.sent_ns - sent[0].due_ns) / 1e9) for s in sent)
+        for s in sent:
+            yield (s.due_ns - sent[0].due_ns) / 1e9, (s.sent_ns - sent[0].due_ns) / 1e9, 0, s.seq
+        return
+    if setup.beside:
+        for due, which, number in merged([load.pacer for load in setup.loads]):
+            yield due, due, which, number
         return
 
     def told() -> Iterator[float]:
         while ends:
             yield heapq.heappop(ends)
 
-    yield from ((due, due) for due in setup.pacer.due_s(told()))
+    for number, due in enumerate(setup.pacer.due_s(told())):
+        yield due, due, 0, number
 
 
-def _compute_s(setup: Setup) -> float:
-    return COMPUTE_S + sum(value.ms for value in setup.args.values() if isinstance(value, Calibrated)) / 1e3
+def _computes_s(load: Load, number: int, own_s: float) -> tuple[float, float]:
+    """Work of one job: under the GIL where its interpreter has one, and outside. `own_s` is what every job costs."""
+    amounts = {name: value.of(number) if isinstance(value, Sometimes) else value for name, value in load.args.items()}
+    work_s = {name: value.ms / 1e3 for name, value in amounts.items() if isinstance(value, Calibrated)}
+    if JOBS[load.job].nature is not Nature.RELEASES_GIL:
+        return own_s + sum(work_s.values()), 0.0
+    inside_s = work_s.pop("loops", 0.0)  # of `blend`
+    return (inside_s + own_s, sum(work_s.values())) if inside_s else (0.0, own_s + sum(work_s.values()))
 
 
-def _wait_s(setup: Setup) -> float:
-    upstream_ms = sum(value.mean_ms for value in setup.args.values() if isinstance(value, Upstream))
-    literal_ms = sum(v for name, v in setup.args.items() if name in {"ms", "io_ms"} and isinstance(v, int | float))
-    return (upstream_ms + literal_ms) / 1e3
+def _wait_s(load: Load) -> float:
+    upstream_ms = sum(value.mean_ms for value in load.args.values() if isinstance(value, Upstream))
+    literal_ms = sum(v for name, v in load.args.items() if name in {"ms", "io_ms"} and isinstance(v, int | float))
+    rounds = load.args.get("rounds") if load.job == "naps" else 1
+    return (upstream_ms + literal_ms * (rounds if isinstance(rounds, int) else 1)) / 1e3
 
 
 def _slots(setup: Setup) -> int:
     single = setup.pool == "serial" or (setup.queued and POOLS[setup.pool].single_slot)
-    return setup.nodes if single else setup.slots
+    return 1 if single else setup.concurrency
 
 
 def _is_parallel(setup: Setup) -> bool:
@@ -120,12 +143,65 @@ def _is_parallel(setup: Setup) -> bool:
     return not POOLS[setup.pool].shares_gil if setup.queued else setup.pool in {"processes", "interpreters"}
 
 
-def _processors(setup: Setup, *, cores: int, gil: bool) -> int:
-    """How many jobs can compute at once."""
-    holds = gil and JOBS[setup.job].nature is not Nature.RELEASES_GIL
-    green = setup.queued and POOLS[setup.pool].green  # greenlets are one thread: the GIL is not all that they share
-    alone = green or (holds and not _is_parallel(setup))
-    return min(setup.nodes if alone else _slots(setup), cores)
+@dataclass
+class _Node:
+    """One worker: its slots, its line of fetched jobs, its GIL."""
+
+    number: int
+    slots: list[tuple[float, int]]
+    """When each is free."""
+    left_s: list[float] = field(default_factory=list)
+    """When each job gave up its place among those that count as fetched, in order."""
+    gil_s: float = 0.0
+    """When the GIL is free."""
+
+    def room_s(self, ahead: int | None) -> float:
+        """When the worker can take one more job: at once, or when the one `ahead` places before it has left."""
+        if ahead == 0:
+            return self.slots[0][0]
+        return self.left_s[-ahead] if ahead is not None and len(self.left_s) >= ahead else 0.0
+
+
+class _Station:
+    """The workers of one setup, or its executor."""
+
+    def __init__(self, setup: Setup, *, cores: int, gil: bool, first_worker: int = 0) -> None:
+        slots = _slots(setup)
+        self._parallel, self._queued, self._late = _is_parallel(setup), setup.queued, bool(setup.acks_late)
+        self._first_worker = first_worker
+        # Greenlets are one thread: the GIL is not all that they share.
+        self._green = setup.queued and POOLS[setup.pool].green
+        self._alone = self._green or (gil and not self._parallel)
+        # Empty where every slot has a processor: nobody waits for one.
+        self._processors = [0.0] * cores if setup.nodes * slots > cores else []
+        self._nodes = [_Node(number, [(0.0, slot) for slot in range(slots)]) for number in range(setup.nodes)]
+        self._ahead: int | None = None
+        if setup.queued and setup.disable_prefetch:
+            self._ahead = 0
+        elif setup.queued and setup.prefetch != 0:  # Celery takes 0 for no limit
+            self._ahead = slots * (setup.prefetch or AHEAD)
+
+    def does(self, sent_s: float, inside_s: float, outside_s: float, waits_s: float) -> tuple[float, ...]:
+        """When the job is received, started and ended, what it computes, and which worker and thread it runs in."""
+        node = min(self._nodes, key=lambda node: (max(sent_s, node.room_s(self._ahead)), len(node.left_s)))
+        received = max(sent_s, node.room_s(self._ahead)) + (NETWORK_S if self._queued else 0.0)
+        free, slot = heapq.heappop(node.slots)
+        started = at = max(received, free)
+        alone_s = inside_s + outside_s if self._green else inside_s if self._alone else 0.0
+        beside_s = inside_s + outside_s - alone_s
+        if alone_s:
+            at = node.gil_s = max(at, node.gil_s) + alone_s
+        if beside_s and self._processors:
+            at = max(at, heapq.heappop(self._processors)) + beside_s
+            heapq.heappush(self._processors, at)
+        else:
+            at += beside_s
+        ended = at + waits_s
+        heapq.heappush(node.slots, (ended, slot))
+        bisect.insort(node.left_s, ended if self._late else started)
+        thread = node.number * len(node.slots) + slot
+        worker = thread if self._parallel else node.number
+        return received, started, ended, alone_s + beside_s, self._first_worker + worker, self._first_worker + thread
 
 
 def _run(trial: Trial, rows: list[tuple[float, ...]], *, gil: bool) -> Run:
@@ -134,22 +210,24 @@ def _run(trial: Trial, rows: list[tuple[float, ...]], *, gil: bool) -> Run:
     due, sent, received, started, ended, computed = (
         np.round(column * 1e9).astype(np.int64) for column in columns.T[:6]
     )
-    worker, thread, on = (column.astype(np.int64) for column in columns.T[6:])
+    worker, thread, beside = (column.astype(np.int64) for column in columns.T[6:])
+    on, value = np.full(len(rows), int(gil)), _values(setup, ended)
     # Without marks nobody sees the single jobs, only that they are gone.
     seen = slice(None) if setup.marks else slice(0)
-    samples = Samples(*(c[seen] for c in (due, sent, received, started, ended, computed, worker, thread, on)))
+    life = (due, sent, received, started, ended, computed, worker, thread, on, beside, value)
+    samples = Samples(*(column[seen] for column in life))
     last_s, n = float(ended.max()) / 1e9, len(rows)
     drained_s = last_s + NETWORK_S if setup.watch_broker and setup.queued else None
-    slot_bytes = PROCESS_PSS_BYTES if _is_parallel(setup) else THREAD_PSS_BYTES
+    stations = (setup, _apart(setup)) if setup.apart else (setup,)
     run = Run(
         trial,
         samples,
         Ledger(issued=n, done=n, failed=0, lost=0),
         Resources(
             wall_s=last_s if setup.marks or drained_s is None else drained_s,
-            boot_s=1.5 if setup.queued else 0.3,
+            boot_s=BOOT_S + FORK_S * sum(one.slots for one in stations if _is_parallel(one)),
             worker_cpu_s=float(computed.sum()) / 1e9,
-            worker_pss_bytes=setup.nodes * BASE_PSS_BYTES + setup.slots * slot_bytes,
+            worker_pss_bytes=sum(_pss_bytes(one) for one in stations),
             context_switches=2 * n,
             broker_cpu_s=n * 50e-6 if setup.queued else None,
             producer_cpu_s=n * 100e-6,
@@ -164,3 +242,17 @@ def _run(trial: Trial, rows: list[tuple[float, ...]], *, gil: bool) -> Run:
         ),
     )
     return replace(run, faults=faults(run))
+
+
+def _values(setup: Setup, ended: Nanoseconds) -> Nanoseconds:
+    """What jobs that measure something return: `tally` counts on, after one job a slot before the clock began."""
+    rounds = setup.args.get("rounds")
+    if not (JOBS[setup.job].measures and isinstance(rounds, int)):
+        return np.zeros(len(ended), dtype=np.int64)
+    place = np.argsort(np.argsort(ended, kind="stable"))
+    return rounds * (setup.slots + 1 + place).astype(np.int64)
+
+
+def _pss_bytes(setup: Setup) -> int:
+    slot_bytes = PROCESS_PSS_BYTES if _is_parallel(setup) else THREAD_PSS_BYTES
+    return setup.nodes * BASE_PSS_BYTES + setup.slots * slot_bytes

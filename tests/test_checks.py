@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from lab.checks import CHECKS, faults, gil_came_back, impossible_times, incomplete_ledger, late_producer, noisy_machine
-from lab.model import Ledger, Run, Samples
+from lab.model import SAMPLE_COLUMNS, FrozenArgs, Ledger, Load, Run, Samples
 from producer.pacers import Burst, Closed, Constant
 from tests.fakes import SETUP, make_resources, make_run, make_samples
 
@@ -34,6 +34,22 @@ def lagging(lag_ms: float, *, late: int = 100) -> Samples:
     return make_samples(due_ns=[0] * 100, sent_ns=lags, started_ns=[20 * MS] * 100, ended_ns=[30 * MS] * 100)
 
 
+def mixed(own: Samples, others: Samples) -> Samples:
+    """The samples of two loads that ran beside each other."""
+    pairs = {name: [*getattr(own, name), *getattr(others, name)] for name in SAMPLE_COLUMNS}
+    return make_samples(**{**pairs, "beside": [0] * len(own) + [1] * len(others)})
+
+
+def burst(fed_ms: float) -> Samples:
+    """Two jobs, the second of which was sent so much too late, and then took until 100 ms after the start."""
+    sent, ends = [0, round(fed_ms * MS)], [100 * MS] * 2
+    return make_samples(due_ns=[0, 0], sent_ns=sent, received_ns=sent, started_ns=sent, ended_ns=ends)
+
+
+BESIDE_BURST = replace(CONSTANT, beside=Load("spin", FrozenArgs(loops=1), Burst(2)))
+BESIDE_CONSTANT = replace(BURST, beside=Load("spin", FrozenArgs(loops=1), Constant(100, 1)))
+
+
 def times(**columns: int) -> Run:
     good = {"due_ns": 0, "sent_ns": 10, "received_ns": 20, "started_ns": 30, "ended_ns": 40}
     rows = {name: [value, columns.get(name, value)] for name, value in good.items()}
@@ -43,6 +59,10 @@ def times(**columns: int) -> Run:
 def interpreter(python: str, *, gil_enabled: bool = False, gil: tuple[int, ...] = (0, 0)) -> Run:
     resources = make_resources(python=python, gil_enabled=gil_enabled)
     return make_run(samples=make_samples(gil=gil), resources=resources)
+
+
+def replace_setup(run: Run, **changes: object) -> Run:
+    return replace(run, trial=replace(run.trial, setup=replace(run.trial.setup, **changes)))
 
 
 def machine(wall_s: float = 10.0, *, others_cpu_s: float | None = 0.0, steal_s: float | None = 0.0) -> Run:
@@ -86,6 +106,25 @@ CASES = {
         "0.02 s of the 0.03 s run",
         make_run(setup=BURST, resources=make_resources(wall_s=0.03, fed_s=0.014)),
     ),
+    "lag of the setup's own jobs, beside a burst that was on time": Case(
+        late_producer,
+        make_run(setup=BESIDE_BURST, samples=mixed(lagging(3.1), burst(0))),
+        "(median latency 30.0 ms)",
+        make_run(setup=BESIDE_BURST, samples=mixed(lagging(2.9), burst(0))),
+    ),
+    "a burst beside them that takes half its time to feed": Case(
+        late_producer,
+        make_run(setup=BESIDE_BURST, samples=mixed(lagging(0), burst(51))),
+        "0.05 s of the 0.10 s run",
+        make_run(setup=BESIDE_BURST, samples=mixed(lagging(0), burst(49))),
+    ),
+    "lag of the jobs beside a burst": Case(
+        late_producer,
+        make_run(setup=BESIDE_CONSTANT, samples=mixed(burst(0), lagging(15)), resources=make_resources(fed_s=0.99)),
+        "15.0 ms",
+        # Feeding an even load takes as long as the load; a burst beside it is none the later for that
+        make_run(setup=BESIDE_CONSTANT, samples=mixed(burst(0), lagging(0)), resources=make_resources(fed_s=0.99)),
+    ),
     "other programs": Case(
         noisy_machine, machine(others_cpu_s=2.6), "other programs used 0.26 cores", machine(others_cpu_s=2.4)
     ),
@@ -108,6 +147,13 @@ CASES = {
     ),
     "no GIL to start with, and then one": Case(
         gil_came_back, interpreter("3.13.5t", gil_enabled=True), "free-threaded", interpreter("3.13.5t")
+    ),
+    "a GIL that nobody asked for": Case(
+        gil_came_back,
+        interpreter("3.14.0t", gil_enabled=True, gil=(1, 1)),
+        "hiredis",
+        # Whoever installs other packages wants to see what they do
+        replace_setup(interpreter("3.14.0t", gil_enabled=True, gil=(1, 1)), packages=("hiredis==3.5.0",)),
     ),
     "a GIL during one job": Case(
         gil_came_back,

@@ -10,9 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = ("tasks", "producer", "lab", "experiments")  # each may import itself and what stands before it
 TASKS_MAY = {"tasks", "celery", "kombu", "redis", *sys.stdlib_module_names}
+WHEN_CALLED = {("tasks/cpu.py", "numpy")}
+"""What one job alone needs, imported inside it: a worker that never runs `sine` does not load NumPy, nor need it."""
 PURE = (
     *("producer/pacers.py", "producer/payloads.py", "lab/model.py", "lab/plan.py", "lab/stats.py", "lab/verdict.py"),
-    *("lab/checks.py", "lab/report", "experiments"),
+    *("lab/checks.py", "lab/axes.py", "lab/predictions.py", "lab/usl.py", "lab/report", "experiments"),
 )
 # A clock, files, processes, threads, the network, the machine.
 # fmt: off
@@ -58,7 +60,18 @@ def test_imports_point_one_way(package: str):
 def test_the_measured_process_carries_nothing_but_what_it_works_with():
     for path in files("tasks"):
         for name in imports(path):
-            assert name.partition(".")[0] in TASKS_MAY, f"{name_of(path)} imports {name}"
+            top = name.partition(".")[0]
+            assert top in TASKS_MAY or (name_of(path), top) in WHEN_CALLED, f"{name_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize(("path", "module"), sorted(WHEN_CALLED))
+def test_what_one_job_needs_is_imported_inside_it(path: str, module: str):
+    tree = ast.parse((ROOT / path).read_text("utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {id(node) for function in functions for node in ast.walk(function)}
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Import) and node.names[0].name == module]
+    assert found
+    assert all(id(node) in inside for node in found)
 
 
 def is_pure(module: str) -> bool:

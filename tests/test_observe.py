@@ -101,6 +101,47 @@ def test_a_sample_holds_what_both_sides_saw_in_time_since_the_first_due():
     assert (samples.lag_s + samples.wait_s + samples.service_s).tolist() == pytest.approx(samples.latency_s.tolist())
 
 
+def test_a_job_that_measures_is_right_whatever_it_returns_and_its_value_is_kept():
+    # Given three jobs that measure something, of which one raised, and one with a result that can be wrong
+    rows = [(0, DONE, 7), (1, DONE, 2**32 - 1), (2, FAILED, 0), (3, DONE, WRONG)]
+    samples, ledger = observe(sent(4), marks_of(*rows), expected=lambda seq: RIGHT if seq == 3 else None)
+    assert ledger == Ledger(issued=4, done=2, failed=2, lost=0, wrong=1)
+    # Then what was measured is there, and a checksum is no measurement
+    assert samples.value.tolist() == [7, 2**32 - 1, 0, 0]
+
+
+def test_the_value_of_a_job_that_ran_twice_is_that_of_its_first_end():
+    samples, ledger = observe(sent(1), marks_of((0, DONE, 7), (0, DONE, 9)), expected=lambda _: None)
+    assert samples.value.tolist() == [7]
+    assert ledger == Ledger(issued=1, done=1, failed=0, lost=0, duplicated=1)
+
+
+def test_jobs_that_run_beside_are_told_apart_by_their_numbers_and_counted_with_all():
+    # Given four jobs of which the odd ones run beside, and one of those is lost
+    rows = [(seq, DONE, RIGHT) for seq in (3, 0, 2)]
+    samples, ledger = observe(sent(4), marks_of(*rows), expected=lambda _: RIGHT, beside=lambda seq: seq % 2 == 1)
+    assert samples.beside.tolist() == [0, 0, 1]
+    assert ledger == Ledger(issued=4, done=3, failed=0, lost=1)
+    # Then each load has its own samples, with all their columns
+    assert samples.own.due_ns.tolist() == [0, 20]
+    assert samples.others.due_ns.tolist() == [30]
+    assert samples.others.started_ns.tolist() == [100]
+    assert len(samples.own) + len(samples.others) == len(samples)
+
+
+def test_without_a_word_nothing_runs_beside_and_nothing_is_measured():
+    samples, _ = observe(sent(2), marks_of((0, DONE, RIGHT), (1, DONE, RIGHT)), expected=lambda _: RIGHT)
+    assert samples.beside.tolist() == samples.value.tolist() == [0, 0]
+    assert samples.own is samples
+    assert len(samples.others) == 0
+
+
+def test_no_marks_at_all_make_no_samples():
+    samples, ledger = observe(sent(2), marks_of(), expected=lambda _: None, beside=lambda _: True)
+    assert len(samples) == len(samples.own) == len(samples.others) == 0
+    assert ledger == Ledger(issued=2, done=0, failed=0, lost=2)
+
+
 def test_latency_counts_from_due_and_not_from_sent():
     samples, _ = observe(sent(1), marks_of((0, DONE, RIGHT)), expected=lambda _: RIGHT)
     assert samples.latency_s.tolist() == pytest.approx([107e-9])

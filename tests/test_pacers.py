@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.pacers import Burst, Closed, Constant, Pacer, PacerError, Poisson, Ramp, Replay, Steps
+from producer.pacers import Burst, Closed, Constant, Pacer, PacerError, Poisson, Ramp, Replay, Steps, merged
 
 rates = st.floats(0.05, 5_000)
 rates_or_pause = st.just(0.0) | rates
@@ -128,6 +128,40 @@ def test_each_step_starts_on_time_whatever_the_one_before_it_made():
 def test_a_replay_begins_at_0_keeps_the_gaps_and_can_be_hurried():
     assert list(Replay((100.0, 101.0, 101.0, 104.0)).due_s()) == [0, 1, 1, 4]
     assert list(Replay((100.0, 101.0, 104.0), speed=2).due_s()) == [0, 0.5, 2]
+
+
+@given(st.lists(open_loads.filter(lambda load: load.count < 500), max_size=3))
+def test_merged_loads_keep_every_job_of_each_in_order_of_time(loads: list[Pacer]):
+    rows = merged(loads)
+    # Given several loads; then all their jobs are there, each with its own number and moment
+    for which, pacer in enumerate(loads):
+        assert [(due, number) for due, load, number in rows if load == which] == [
+            (due, number) for number, due in enumerate(pacer.due_s())
+        ]
+    assert len(rows) == sum(pacer.count for pacer in loads)
+    # And no moment comes before an earlier one
+    assert [due for due, _, _ in rows] == sorted(due for due, _, _ in rows)
+
+
+def test_jobs_of_several_loads_that_are_due_at_once_keep_the_order_of_their_loads():
+    assert merged([Constant(10, 0.2), Burst(2), Replay((0, 0.1))]) == [
+        (0.0, 0, 0),
+        (0.0, 1, 0),
+        (0.0, 1, 1),
+        (0.0, 2, 0),
+        (0.1, 0, 1),
+        (0.1, 2, 1),
+    ]
+
+
+def test_a_closed_load_is_not_merged():
+    # Given clients who wait for their jobs to end; then they are not cut short without a word
+    with pytest.raises(PacerError, match="closed load"):
+        merged([Constant(10, 1), Closed(2, 100)])
+
+
+def test_nothing_merged_is_nothing():
+    assert merged([]) == []
 
 
 clients = st.integers(1, 20)

@@ -1,5 +1,6 @@
 """Which trials, in which order."""
 
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import EXPERIMENTS
-from lab.model import UP_TO_CORES, Arms, Experiment, Setup, Trial, up_to
+from lab.measure import Order, cannot_run
+from lab.model import FREE_THREADED, UP_TO_CORES, Arms, Experiment, Load, Setup, Trial, up_to
 from lab.plan import expected_s, plan
 from producer.pacers import Burst, Constant
 from producer.payloads import Calibrated, EachJob, Upstream
@@ -83,6 +85,90 @@ def test_another_interpreter_is_every_setups():
     assert [replace(trial.setup, python=None) for trial in trials] == [trial.setup for trial in plan(MANY)]
 
 
+def test_an_experiment_that_compares_interpreters_keeps_its_own():
+    # Given an experiment that compares two interpreters
+    both = replace(MANY, arms=(Arms({"python": (None, FREE_THREADED, "/opt/python3.12")}),))
+    # When the user asks for a third
+    planned = {trial.setup.python for trial in plan(both, python="/opt/python3.13")}
+    # Then the comparison stays as it was declared
+    assert planned == {None, FREE_THREADED, "/opt/python3.12"}
+
+
+HOG = Load("spin", {"loops": Calibrated(100)}, Burst(2))
+ALONE, BESIDE = replace(SETUP, beside=None), replace(SETUP, beside=HOG)
+
+
+def test_what_runs_beside_is_a_load_of_the_setup_after_its_own():
+    assert ALONE.loads == (Load(SETUP.job, SETUP.args, SETUP.pacer),)
+    assert BESIDE.loads == (*ALONE.loads, HOG)
+
+
+@pytest.mark.parametrize(
+    ("setup", "label"),
+    [
+        (BESIDE, "prefork 2"),
+        (replace(BESIDE, pool="threads", concurrency=8, apart="prefork"), "threads 8 + prefork 1"),
+        (replace(BESIDE, pool="gevent", apart="prefork", apart_concurrency=3), "gevent 2 + prefork 3"),
+        (replace(BESIDE, queued=False, pool="threads", apart="processes"), "bare threads 2 + processes 1"),
+        (replace(BESIDE, nodes=2, apart="solo"), "prefork 2x2 + solo"),
+        (replace(BESIDE, queued=False, pool="serial", apart="serial"), "bare serial + serial"),
+    ],
+)
+def test_a_label_names_the_worker_apart_with_its_slots(setup: Setup, label: str):
+    assert setup.label == label
+
+
+def test_setups_that_differ_in_what_runs_beside_are_different_and_can_stand_in_a_set():
+    # Given arms that declare the same load twice, in plain dictionaries, and one that differs in it alone
+    again = Load("spin", {"loops": Calibrated(100)}, Burst(2))
+    more = Load("spin", {"loops": Calibrated(200)}, Burst(2))
+    arms = (Arms({"beside": (None, HOG, again)}), Arms({"beside": (more,), "apart": (None, "prefork")}))
+    setups = replace(MANY, arms=arms).setups(cores=2)
+    # Then each is there once
+    assert len(setups) == len(set(setups)) == 4
+    assert [setup.beside for setup in setups] == [None, HOG, more, more]
+    assert {trial.setup for trial in plan(replace(MANY, arms=arms))} == set(setups)
+
+
+def test_a_setup_whose_interpreter_is_here_can_run():
+    assert cannot_run(replace(SETUP, pool="prefork")) is None
+    assert cannot_run(replace(SETUP, queued=False, pool="threads", python=sys.executable)) is None
+
+
+def test_a_setup_without_a_gil_cannot_run_where_no_such_interpreter_is_found(monkeypatch, tmp_path):
+    # Given a machine with no interpreter at all on its PATH; then it is left out, with what to do
+    free = replace(SETUP, python=FREE_THREADED)
+    monkeypatch.delenv("SIDESTEP_FREE_THREADED", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "SIDESTEP_FREE_THREADED" in str(cannot_run(free))
+    assert "SIDESTEP_FREE_THREADED" in str(cannot_run(replace(free, queued=False, pool="threads")))
+    # And the interpreter of all others is no substitute
+    assert "SIDESTEP_FREE_THREADED" in str(cannot_run(free, sys.executable))
+    # When one is named, it can
+    monkeypatch.setenv("SIDESTEP_FREE_THREADED", sys.executable)
+    assert cannot_run(free) is None
+
+
+def test_interpreters_side_by_side_need_a_python_that_has_them():
+    reason = cannot_run(replace(SETUP, queued=False, pool="interpreters"))
+    named = cannot_run(replace(SETUP, queued=False, pool="interpreters", python=sys.executable))
+    asked = cannot_run(replace(SETUP, queued=False, pool="interpreters"), sys.executable)
+    assert reason == named == asked
+    assert (reason is None) is (sys.version_info >= (3, 14))
+    assert reason is None or "3.14" in reason
+
+
+def test_what_cannot_run_is_left_out_of_the_trials_by_name(monkeypatch, tmp_path):
+    # Given no interpreter without a GIL; then the setups that want one are named and the others are planned
+    monkeypatch.delenv("SIDESTEP_FREE_THREADED", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    both = replace(MANY, arms=(Arms({"python": (None, FREE_THREADED)}),))
+    trials, left_out = Order((both,), tmp_path).trials(both, cores=2)
+    assert {trial.setup.python for trial in trials} == {None}
+    assert len(trials) == MANY.repeats
+    assert list(left_out) == ["made-up · prefork 2"]
+
+
 def test_quick_has_fewer_repeats_fewer_arms_and_less_work():
     trials = plan(MANY, quick=True)
     assert {trial.repeat for trial in trials} == {0, 1}
@@ -117,10 +203,26 @@ def test_a_setup_that_several_arms_declare_is_measured_once():
         # Waiting spreads over slots; a load takes at least until its last job is due
         (replace(SETUP, args={"url": Upstream(50), "key": EachJob()}, pacer=Burst(100), concurrency=5), 1.0),
         (replace(SETUP, args={}, pacer=Constant(10, 3)), 3.0),
+        # Loads beside each other are due at the same time, and share the slots and the cores
+        (replace(SETUP, args={}, pacer=Constant(10, 3), beside=replace(HOG, pacer=Constant(1, 3))), 3.0),
+        (replace(SETUP, args={}, pacer=Constant(10, 3), beside=replace(HOG, pacer=Burst(100))), 5.0),
+        (replace(SETUP, args={}, pool="threads", pacer=Constant(10, 3), beside=replace(HOG, pacer=Burst(50))), 5.0),
+        # A worker apart has slots of its own
+        (
+            replace(
+                SETUP,
+                args={},
+                pool="threads",
+                beside=replace(HOG, pacer=Burst(100)),
+                apart="prefork",
+                apart_concurrency=2,
+            ),
+            5.0,
+        ),
     ],
 )
 def test_the_expected_time_is_about_right(setup: Setup, about_s: float):
-    boot_s = expected_s(Trial("x", replace(setup, args={}, pacer=Burst(1)), 0), cores=2)
+    boot_s = expected_s(Trial("x", replace(setup, args={}, pacer=Burst(1), beside=None), 0), cores=2)
     assert expected_s(Trial("x", setup, 0), cores=2) - boot_s == pytest.approx(about_s, rel=0.1)
 
 

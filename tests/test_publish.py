@@ -1,10 +1,13 @@
 """The producer keeps its plan, and says how late it was where it could not."""
 
 import itertools
-from collections.abc import Sequence
+import queue
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +15,7 @@ from lab.checks import late_producer
 from lab.model import Trial
 from lab.stats import quantile
 from producer.pacers import Burst, Closed, Constant, Pacer, Poisson, Steps
-from producer.publish import BATCH, Sent, publish
+from producer.publish import BATCH, Parcel, Sender, Sent, publish
 from tests.fakes import SETUP, FakeBroker, FakeClock, FakeWorkers
 from tests.simulator import simulate
 
@@ -205,3 +208,67 @@ def test_looking_ahead_at_the_plan_does_not_make_the_first_jobs_late():
     # When it is published; then the look is over before the first job is due
     sent = publish(Elaborate(), lambda _: None, now_ns=clock.now_ns, sleep=clock.sleep)
     assert lags_ms(list(sent)) == [0, 0, 0]
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    """A Celery whose broker is a dictionary of this process."""
+    with Celery("sidestep-test", broker="memory://", set_as_current=False) as app:
+        yield app
+
+
+def taken(app: Celery, name: str) -> list[Any]:
+    """The messages that lie in the queue, in order."""
+    found = []
+    with app.connection_for_read() as connection, connection.SimpleQueue(name) as simple:
+        while True:
+            try:
+                found.append(simple.get(block=False))
+            except queue.Empty:
+                return found
+            found[-1].ack()
+
+
+def test_each_parcel_reaches_its_own_queue_as_a_job_that_any_worker_of_the_app_takes(app: Celery):
+    # Given jobs of two kinds for two queues
+    parcels = [
+        Parcel("id-0", "sidestep.spin", "test-own", {"loops": 5}),
+        Parcel("id-1", "sidestep.echo", "test-apart", {"payload": "ä"}),
+        Parcel("id-2", "sidestep.spin", "test-own", {"loops": 6}),
+    ]
+    sender = Sender(app, parcels.__getitem__)
+    sender.prepare("test-own", "test-apart")
+    assert taken(app, "test-own") == []
+    # When they are sent, the last two in one batch
+    sender([0])
+    sender([1, 2])
+    sender.close()
+    # Then each lies where it belongs, in order, with its id, its name and its arguments
+    own, apart = taken(app, "test-own"), taken(app, "test-apart")
+    assert [(m.headers["id"], m.headers["task"], m.payload[1]) for m in own] == [
+        ("id-0", "sidestep.spin", {"loops": 5}),
+        ("id-2", "sidestep.spin", {"loops": 6}),
+    ]
+    assert [(m.headers["id"], m.headers["task"], m.payload[1]) for m in apart] == [
+        ("id-1", "sidestep.echo", {"payload": "ä"})
+    ]
+    # And nobody stores its result
+    assert all(m.headers["ignore_result"] for m in (*own, *apart))
+
+
+def test_a_job_is_made_when_it_is_sent_and_not_before(app: Celery):
+    # Given jobs that are made by number; then preparing makes one to warm up, and sending makes just what is sent
+    made: list[int] = []
+
+    def parcel(seq: int) -> Parcel:
+        made.append(seq)
+        return Parcel(f"id-{seq}", "sidestep.noop", "test-lazy", {})
+
+    sender = Sender(app, parcel)
+    sender.prepare("test-lazy")
+    assert made == [0]
+    sender([7, 9])
+    sender([])
+    sender.close()
+    assert made == [0, 7, 9]
+    assert [m.headers["id"] for m in taken(app, "test-lazy")] == ["id-7", "id-9"]

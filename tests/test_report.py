@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from lab.model import (
+    SAMPLE_COLUMNS,
     Arms,
     Claim,
     Estimate,
@@ -24,6 +25,7 @@ from lab.model import (
     Finding,
     FrozenArgs,
     Ledger,
+    Load,
     Nanoseconds,
     Ratio,
     Resources,
@@ -34,10 +36,10 @@ from lab.model import (
     Trial,
     Verdict,
 )
-from lab.report import text
+from lab.report import tables, text
 from lab.report.groups import groups, rate_hz
 from lab.report.page import page
-from lab.report.speedup import speedups
+from lab.report.speedup import busy_share, speedups
 from lab.report.svg import THEME
 from lab.report.swimlane import lanes, pack, stalled_share
 from lab.report.tables import TABLES, latency
@@ -473,6 +475,9 @@ def test_tables_are_as_wide_as_their_headings() -> None:
     arms = groups(some_runs())
     for make in TABLES:
         table = make(arms)
+        if make in {tables.beside, tables.arrivals}:
+            assert table is None  # nothing ran beside, and nothing was handed over
+            continue
         assert table
         assert {len(row) for row in table.rows} == {len(table.columns)}
 
@@ -559,3 +564,30 @@ def test_every_measure_has_words() -> None:
     from lab.report import words
 
     assert set(words.MEASURES) == set(stats.MEASURES)
+
+
+def test_every_measure_axis_and_prediction_has_words_and_a_unit() -> None:
+    from lab import axes, predictions, stats
+    from lab.report import curves, words
+
+    assert set(words.UNITS) == set(stats.MEASURES)
+    assert set(words.AXES) == set(axes.AXES) == set(curves.FIELDS)
+    assert set(words.PREDICTIONS) == set(predictions.PREDICTIONS)
+
+
+def test_latency_waits_and_service_are_of_the_setups_own_jobs() -> None:
+    # Given one quick job a slot, and a job beside them that takes a hundred times as long
+    run = a_run(replace(SPIN, beside=Load("spin", FrozenArgs(), Burst(1))), jobs=2)
+    slow = replace(a_run(SPIN, jobs=1, service_s=1.0).samples, beside=np.ones(1, dtype=np.int64), thread=np.full(1, 9))
+    both = Samples(*(np.concatenate([getattr(run.samples, c), getattr(slow, c)]) for c in SAMPLE_COLUMNS))
+    (group,) = groups([replace(run, samples=both, resources=replace(run.resources, wall_s=1.0))])
+    # Then tables tell them apart
+    assert group.jobs == 2
+    cells = latency([group])
+    assert cells
+    assert cells.rows[0][-1] == "2"
+    assert max(group.pooled(lambda s: s.latency_s)) < 0.1
+    assert busy_share(group.runs[0]) == pytest.approx(0.02 / 0.022)
+    others = tables.beside([group])
+    assert others
+    assert "1000" in others.rows[0]

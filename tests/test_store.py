@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import lzma
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import EXPERIMENTS
-from lab.model import SAMPLE_COLUMNS, BadInput, LabError, Ledger, Run, Suite
-from lab.store import FILE, SCHEMA, SuiteFile, decode, encode, load
+from lab.model import SAMPLE_COLUMNS, BadInput, FrozenArgs, LabError, Ledger, Load, Run, Suite
+from lab.store import FILE, PACKED, SCHEMA, SINCE_2, SuiteFile, decode, encode, load
 from lab.verdict import judge_all
 from producer.pacers import Burst, Closed, Constant, Poisson, Ramp, Replay, Steps
-from producer.payloads import Calibrated, EachJob, Text, Upstream
-from tests.fakes import SETUP, make_run
+from producer.payloads import Calibrated, EachJob, Sometimes, Text, Upstream
+from tests.fakes import SETUP, make_run, make_samples
 from tests.simulator import run_experiment
 
 LOW, HIGH = -(2**63), 2**63 - 1
@@ -105,7 +106,15 @@ def test_every_part_of_a_suite_survives_the_disk(tmp_path: Path):
     setup = replace(
         SETUP,
         args=type(SETUP.args)(
-            a=EachJob(), b=Calibrated(2.5), c=Upstream(50), d=Text(3, 4), e="ä", f=None, g=True, h=-1.5
+            a=EachJob(),
+            b=Calibrated(2.5, like="spin"),
+            c=Upstream(50),
+            d=Text(3, 4),
+            e="ä",
+            f=None,
+            g=True,
+            h=-1.5,
+            i=Sometimes(Calibrated(4), Calibrated(200), share=0.1, seed=7),
         ),
         queued=False,
         nodes=3,
@@ -115,20 +124,56 @@ def test_every_part_of_a_suite_survives_the_disk(tmp_path: Path):
         switch_interval_s=0.001,
         marks=False,
         watch_broker=True,
+        keep_awake=True,
         python="/opt/python",
+        packages=("celery==5.6.3", "kombu==5.6.2"),
+        beside=Load("spin", FrozenArgs(loops=Sometimes(Calibrated(1), Calibrated(2), 0.5)), Constant(5, 3)),
+        apart="processes",
+        apart_concurrency=2,
+        disable_prefetch=True,
     )
+    defaults = {f.name: f.default for f in dataclasses.fields(setup) if f.default is not dataclasses.MISSING}
+    assert [name for name, default in defaults.items() if getattr(setup, name) == default] == ["pool"]
     resources = replace(
         make_run().resources, commands={"brpop": 3}, bytes_in=2**40, broker_cpu_s=0.1, context_switches=None, fed_s=0.5
     )
     # When it is saved and loaded, from the folder and from the file
+    samples = make_samples(ended_ns=[5, 6], beside=[0, 1], value=[2**32 - 1, 0])
     run = replace(
-        make_run(setup=setup, resources=resources), processes=({"pid": 7},), retakes=2, last_words="it fell · ½"
+        make_run(setup=setup, resources=resources, samples=samples),
+        processes=({"pid": 7},),
+        retakes=2,
+        last_words="it fell · ½",
     )
     suite = make_suite(run, make_run(repeat=7))
     SuiteFile(tmp_path).save(suite)
     # Then it is what it was
     assert_same(load(tmp_path), suite)
     assert_same(load(tmp_path / FILE), suite)
+
+
+IN_SETUPS_SINCE_2 = {"packages", "beside", "apart", "apart_concurrency", "disable_prefetch"}
+
+
+def test_a_suite_of_schema_1_is_read_with_nothing_beside_and_nothing_measured(tmp_path: Path):
+    # Given a suite as Sidestep 0.1 saved it: without what schema 2 added
+    suite = make_suite(make_run(samples=make_samples(ended_ns=[5, 6, 9])), make_run(repeat=1))
+    SuiteFile(tmp_path).save(suite)
+    document = json.loads((tmp_path / FILE).read_text())
+    document["schema"] = 1
+    for run in document["runs"]:
+        for name in IN_SETUPS_SINCE_2:
+            del run["trial"]["setup"][name]
+        for name in SINCE_2:
+            del run["samples"][name]
+    (tmp_path / FILE).write_text(json.dumps(document))
+    # Then it is that suite, with zeros where there was nothing
+    again = load(tmp_path)
+    assert_same(again, suite)
+    assert again.runs[0].samples.beside.tolist() == again.runs[0].samples.value.tolist() == [0, 0, 0]
+    # And a suite that says schema 2 must have them
+    (tmp_path / FILE).write_text(json.dumps({**document, "schema": 2}))
+    refusal(tmp_path)
 
 
 def test_a_file_can_be_written_again_and_again_as_runs_come(tmp_path: Path):
@@ -260,6 +305,11 @@ BROKEN = [
     (("repeats",), None),
     (("runs", 0, "resources", "wall_s"), "soon"),
     (("runs", 0, "trial", "setup", "concurrency"), None),
+    (("runs", 0, "trial", "setup", "beside"), {"is": "Burst", "size": 3}),
+    (("runs", 0, "trial", "setup", "beside"), {"is": "Load", "job": "spin", "args": {}, "pacer": None}),
+    (("runs", 0, "trial", "setup", "beside"), {"is": "Load", "job": "spin", "args": {}}),
+    (("runs", 0, "trial", "setup", "packages"), "kombu"),
+    (("runs", 0, "trial", "setup", "args"), {"loops": {"is": "Sometimes", "usually": 1, "rarely": 2, "share": 0.5}}),
 ]
 
 
@@ -331,6 +381,53 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path):
     with pytest.raises(LabError, match="--out"):
         SuiteFile(tmp_path).save(make_suite(make_run(repeat=9)))
     assert path.read_bytes() == before
+
+
+def packed(directory: Path) -> Path:
+    """A saved suite, compressed, alone in its folder."""
+    path = saved(directory)
+    (directory / PACKED).write_bytes(lzma.compress(path.read_bytes()))
+    path.unlink()
+    return directory / PACKED
+
+
+def test_a_compressed_suite_is_read_from_its_file_and_from_its_folder(tmp_path: Path):
+    path = packed(tmp_path)
+    assert_same(load(path), make_suite(make_run()))
+    assert_same(load(tmp_path), make_suite(make_run()))
+
+
+def test_beside_a_plain_suite_a_compressed_one_is_not_looked_at(tmp_path: Path):
+    # Given an old compressed suite, and a newer one that is not
+    old = packed(tmp_path)
+    suite = make_suite(make_run(repeat=7))
+    SuiteFile(tmp_path).save(suite)
+    # Then the folder is the newer one, and saving has left the other alone
+    assert_same(load(tmp_path), suite)
+    assert_same(load(old), make_suite(make_run()))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:-1],
+        lambda whole: whole[:40] + bytes([whole[40] ^ 255]) + whole[41:],
+        lzma.decompress,
+        lambda _: lzma.compress(b"not json"),
+        lambda _: lzma.compress(b"\xff\xfe\0"),
+        lambda _: lzma.compress(b"{}"),
+    ],
+    ids=["empty", "cut", "without its last byte", "flipped", "not compressed", "text", "binary", "object"],
+)
+def test_a_damaged_compressed_suite_is_refused_in_one_line(damage, tmp_path: Path):
+    path = packed(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    refusal(path)
+    refusal(tmp_path)
+    # And one that is not there is told how to make one
+    assert "sidestep run" in refusal(tmp_path / "other" / PACKED)
 
 
 def test_faults_are_found_again_when_a_suite_is_read(tmp_path: Path):

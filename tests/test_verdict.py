@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 
 from experiments import EXPERIMENTS
-from lab.model import Claim, Fault, Ratio, Run, Verdict
+from lab.compare import compare, welch
+from lab.model import BreakEven, Claim, Estimate, Fault, FrozenArgs, Level, Ratio, Run, Verdict
 from lab.verdict import judge, judge_all
-from tests.fakes import SETUP, make_run
+from producer.payloads import Calibrated
+from tests.fakes import SETUP, make_run, make_samples
 from tests.simulator import run_experiment
 
 ONE, TWO, OTHER = (replace(SETUP, concurrency=n) for n in (1, 2, 3))
@@ -125,6 +127,119 @@ def test_a_fault_on_a_run_that_the_claim_does_not_look_at_is_none_of_its_busines
     stranger = make_run(setup=OTHER, faults=(Fault("late_producer", "late"),))
     finding = judge(claim(at_least=1.6), [*runs(*STEADY), stranger], cores=2)
     assert finding.verdict is Verdict.SUPPORTED
+
+
+def level_runs(*lost: float) -> list[Run]:
+    """Repeats in which such a share of 100 additions is missing at the end."""
+    setup = replace(ONE, args=FrozenArgs(rounds=50))
+    return [
+        make_run(setup=setup, repeat=n, samples=make_samples(ended_ns=[1], value=[round(100 * (1 - share))]))
+        for n, share in enumerate(lost)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lost", "bound", "verdict"),
+    [
+        # Nothing lost, ever, is just what "at most 0" says
+        ((0, 0, 0, 0, 0), {"at_most": 0.0}, Verdict.SUPPORTED),
+        ((0, 0, 0, 0, 0), {"at_least": 0.01}, Verdict.REFUTED),
+        ((0.5, 0.52, 0.49, 0.5, 0.51), {"at_most": 0.0}, Verdict.REFUTED),
+        ((0.5, 0.52, 0.49, 0.5, 0.51), {"at_least": 0.01}, Verdict.SUPPORTED),
+        # One loss in one repeat is not nothing, and not enough to be sure either
+        ((0, 0, 0, 0, 0.1), {"at_most": 0.0}, Verdict.INCONCLUSIVE),
+        ((0,), {"at_most": 0.0}, Verdict.INCONCLUSIVE),
+        ((), {"at_most": 0.0}, Verdict.INVALID),
+    ],
+)
+def test_a_level_is_judged_as_it_is_and_may_be_nothing(lost, bound, verdict: Verdict):
+    level = replace(claim(**bound), measure=Level("lost_updates", of={"concurrency": 1}))
+    finding = judge(level, level_runs(*lost), cores=2)
+    assert finding.verdict is verdict, finding.because
+    assert "\n" not in finding.because
+
+
+def test_an_undecided_level_counts_the_repeats_on_its_own_scale():
+    # Given a mean of 2 % above the bound and a scatter of 4.5 %: t(n-1) 4.47 / sqrt(n) < 2 from n = 22 on
+    level = replace(claim(at_most=0.0), measure=Level("lost_updates", of={"concurrency": 1}))
+    because = judge(level, level_runs(0, 0, 0, 0, 0.1), cores=2).because
+    assert "about 22 repeats would decide" in because
+
+
+def lengths(short: float, long: float, *, repeat: int) -> list[Run]:
+    """Runs of jobs of 1 and 100 ms in which two slots are so many times as fast as one."""
+    runs = []
+    for ms, ratio in ((1.0, short), (100.0, long)):
+        args = FrozenArgs(loops=Calibrated(ms))
+        runs += [
+            make_run(setup=replace(ONE, args=args), repeat=repeat, wall_s=ratio),
+            make_run(setup=replace(TWO, args=args), repeat=repeat, wall_s=1.0),
+        ]
+    return runs
+
+
+PAYS, NEVER = (0.5, 2.0), (0.5, 0.9)  # from 10 ms on, and never
+
+
+@pytest.mark.parametrize(
+    ("ratios", "at_most", "verdict"),
+    [
+        ((PAYS, PAYS, PAYS), 11, Verdict.SUPPORTED),
+        ((PAYS, PAYS, PAYS), 9, Verdict.REFUTED),
+        ((NEVER, NEVER, NEVER), 1000, Verdict.REFUTED),
+        ((PAYS, PAYS, NEVER), 1000, Verdict.INCONCLUSIVE),
+        ((PAYS, PAYS, NEVER), 9, Verdict.REFUTED),
+        ((NEVER,), 1000, Verdict.INCONCLUSIVE),
+        ((PAYS,), 1000, Verdict.INCONCLUSIVE),
+        ((), 1000, Verdict.INVALID),
+    ],
+)
+def test_a_break_even_that_is_never_reached_is_beyond_every_bound(ratios, at_most: float, verdict: Verdict):
+    even = replace(claim(at_most=at_most), measure=BreakEven(of={"concurrency": 2}, to={"concurrency": 1}))
+    measured = [run for n, pair in enumerate(ratios) for run in lengths(*pair, repeat=n)]
+    finding = judge(even, measured, cores=2)
+    assert finding.verdict is verdict, finding.because
+    assert "\n" not in finding.because
+
+
+def test_a_fault_on_a_run_that_a_level_looks_at_makes_it_invalid():
+    level = replace(claim(at_most=0.0), measure=Level("lost_updates", of={"concurrency": 1}))
+    faulty = [replace(run, faults=(Fault("incomplete_ledger", "lost"),)) for run in level_runs(0, 0)]
+    assert judge(level, faulty, cores=2).verdict is Verdict.INVALID
+    # And one of a setup that it does not look at does not
+    stranger = make_run(setup=OTHER, faults=(Fault("incomplete_ledger", "lost"),))
+    assert judge(level, [*level_runs(0, 0), stranger], cores=2).verdict is Verdict.SUPPORTED
+
+
+def test_a_change_is_the_ratio_of_two_suites_with_its_interval():
+    # Given a second suite whose figures are twice those of the first, and scatter as they do
+    first = [0.95, 1.0, 1.05]
+    change = welch(first, [2 * value for value in first])
+    assert change is not None
+    assert change.value == pytest.approx(2)
+    assert 1.7 < change.low < 2 < change.high < 2.3
+    assert welch([1.0, 1.0], [3.0, 3.0]) == Estimate(pytest.approx(3), pytest.approx(3), pytest.approx(3), 2)
+    assert welch([1.0], first) is None
+
+
+@pytest.mark.parametrize("name", ["races", "no-gil", "break-even"])
+def test_suites_whose_figures_are_nothing_or_endless_can_be_compared(name: str):
+    # Given claims about levels of exactly 0, and break-evens that are never reached
+    experiment = EXPERIMENTS[name]
+    suite = run_experiment(experiment, quick=True)
+    slow = replace(suite, runs=tuple(slowed(run) for run in suite.runs))
+    changes = compare([experiment], suite, slow)
+    # Then every claim has its two findings, and a ratio where there is one
+    assert [change.after.claim for change in changes] == list(experiment.claims)
+    for change in changes:
+        values = [finding.estimate.value for finding in (change.before, change.after) if finding.estimate]
+        assert change.ratio is None or all(0 < value < math.inf for value in values)
+
+
+def slowed(run: Run) -> Run:
+    """The same run, but that workers behind a queue, and processes, take ten times as long."""
+    factor = 1 if run.trial.setup.pool == "serial" else 10
+    return replace(run, resources=replace(run.resources, wall_s=factor * run.resources.wall_s))
 
 
 def verdicts(name: str, **how) -> dict[str, Verdict]:

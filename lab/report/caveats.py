@@ -46,7 +46,8 @@ def caveats(suite: Suite, experiments: Iterable[Experiment]) -> Iterator[str]:
         yield f"{plural(len(suite.left_out), 'setup')} could not run here: see “Left out”."
     retaken = sum(run.retakes for run in suite.runs)
     if retaken:
-        yield f"{plural(retaken, 'run')} had a noisy machine and was taken again; only the last attempt is shown."
+        again = "was taken again" if retaken == 1 else "were taken again"
+        yield f"{plural(retaken, 'run')} had a noisy machine and {again}; only the last attempt is shown."
     faulty = sum(bool(run.faults) for run in suite.runs)
     if faulty:
         yield f"{faulty} of {plural(len(suite.runs), 'run')} had faults; claims that use them are invalid."

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-from lab.model import Estimate, Finding, Run, Verdict
+from lab.model import Estimate, Finding, Ratio, Run, Verdict
 from lab.report import words
 from lab.report.groups import Group, rate_hz, single
 from lab.report.svg import GRID, INK, MUTED, PAPER, SERIES, SMALL, svg
@@ -36,8 +39,9 @@ class Chart:
 
 
 def forest(key: str, findings: Sequence[Finding], runs: Sequence[Run]) -> Chart | None:
-    """Each claim's estimate and interval against what was predicted; None where nothing was estimated."""
-    rows = [finding for finding in findings if finding.estimate]
+    """Each ratio's estimate and interval against what was predicted; None where no ratio was estimated."""
+    # A claim about anything but a ratio has a unit of its own, and so no place on this axis.
+    rows = [finding for finding in findings if finding.estimate and isinstance(finding.claim.measure, Ratio)]
     if not rows:
         return None
     low, high = _ratio_range(rows, runs)
@@ -45,7 +49,7 @@ def forest(key: str, findings: Sequence[Finding], runs: Sequence[Run]) -> Chart 
     height = 52 + row_px * len(rows)
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, height, left_px=12, right_px=12, top_px=6, bottom_px=46)
+        axes = axes_in(figure, height, left_px=12, right_px=12, top_px=6, bottom_px=46)
         axes.set_xscale("log")
         axes.set(xlim=(low, high), ylim=(len(rows) - 0.3, -0.62))
         axes.axvline(1, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
@@ -117,7 +121,7 @@ def _ratio_range(rows: Sequence[Finding], runs: Sequence[Run]) -> tuple[float, f
 
 
 def _log_ticks(axes: Axes, low: float, high: float) -> None:
-    ticks = _steps(low, high, room_px=axes.get_position().width * WIDTH_PX)
+    ticks = steps(low, high, room_px=axes.get_position().width * WIDTH_PX)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -126,7 +130,7 @@ def _log_ticks(axes: Axes, low: float, high: float) -> None:
     axes.set_axisbelow(True)
 
 
-def _steps(low: float, high: float, *, room_px: float) -> list[float]:
+def steps(low: float, high: float, *, room_px: float) -> list[float]:
     """Round numbers between the two: as many as have room for their figures."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     coarse: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
@@ -153,9 +157,14 @@ def throughput(key: str, groups: Sequence[Group]) -> Chart | None:
     if not series:
         return None
     top = _top(series)
+    # Long names do not fit beside the last points: they go above the chart.
+    legend = Legend(tuple(series)) if max(map(len, series)) > 14 else Legend(())
+    height = 300 + legend.height_px
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, 300, left_px=50, right_px=112, top_px=10, bottom_px=44)
+        right_px = 14 if legend.names else 112
+        axes = axes_in(figure, height, left_px=50, right_px=right_px, top_px=10 + legend.height_px, bottom_px=44)
+        legend.draw(axes, len(series), height)
         slots = sorted({g.setup.slots for arms in series.values() for g in arms})
         labels: list[tuple[float, str, str, str]] = []
         for i, (name, arms) in enumerate(series.items()):
@@ -166,16 +175,17 @@ def throughput(key: str, groups: Sequence[Group]) -> Chart | None:
             xs, ys = [x + shift for x, _ in points], [e.value for _, e in points]
             ideal = [ys[0] * x / points[0][0] for x, _ in points]
             axes.plot(xs, ideal, color=colour, linewidth=1, linestyle=(0, (1, 2)))
-            line = axes.plot(xs, ys, color=colour, linewidth=1.6, linestyle=DASHES[i % len(DASHES)])[0]
-            line.set(marker=MARKERS[i % len(MARKERS)], markersize=6, markeredgecolor=PAPER, markeredgewidth=0.8)
+            axes.plot(xs, ys, **line_style(i))
             for x, (_, e) in zip(xs, points, strict=True):
                 _whisker(axes, x, e, top, colour)
-            labels.append((ys[-1], name, colour, MARKERS[i % len(MARKERS)]))
+            labels.append((ys[-1], name, colour, line_style(i)["marker"]))
         axes.set(ylim=(0, top), xlim=(slots[0] - 0.15, slots[-1] + 0.1 * (slots[-1] - slots[0])))
         axes.set_xticks(slots)
         axes.set_xlabel("slots (concurrency)")
         axes.set_ylabel("jobs/s")
         axes.grid(visible=True, axis="y", zorder=0)
+        if legend.names:
+            return
         places = _apart([y for y, _, _, _ in labels], top * 14 / 246)
         for (_, name, colour, marker), place in zip(labels, places, strict=True):
             # Marker and name at the edge: who cannot see the colour follows the shape.
@@ -185,7 +195,7 @@ def throughput(key: str, groups: Sequence[Group]) -> Chart | None:
 
     said = "; ".join(f"{g.label}: {sure(g.estimate(rate_hz))} jobs/s" for arms in series.values() for g in arms)
     drawn = svg(
-        paint, width_px=WIDTH_PX, height_px=300, key=key, title="Throughput by concurrency", description=f"{said}."
+        paint, width_px=WIDTH_PX, height_px=height, key=key, title="Throughput by concurrency", description=f"{said}."
     )
     caption = (
         "Throughput by concurrency with 95 % intervals over repeats. Each thin dotted line is the ideal: its own "
@@ -213,6 +223,61 @@ def _top(series: dict[str, list[Group]]) -> float:
     highest = max([e.value for _, e in points] + ideals)
     ends = [e.high for _, e in points if has_interval(e) and e.high < 1.6 * highest]
     return 1.06 * max([highest, *ends])
+
+
+@dataclass(frozen=True, slots=True)
+class Legend:
+    """Names above a chart, one below the other, each with its marker and its dashes; then those of other lines."""
+
+    names: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+    @property
+    def wrapped(self) -> tuple[str, ...]:
+        """The names, broken into lines."""
+        return tuple("\n".join(textwrap.wrap(name, LETTERS - 8)) for name in (*self.names, *self.others))
+
+    @property
+    def height_px(self) -> float:
+        """The room it needs."""
+        lines = sum(1 + name.count("\n") for name in self.wrapped)
+        return LINE_PX * lines + 4 * len(self.wrapped) + 4 if self.wrapped else 0
+
+    def draw(self, axes: Axes, count: int, height: float) -> None:
+        """Above the axes of a chart so high; the first `count` names are those of measured lines."""
+        figure = axes.figure
+        y = height - 2.0
+        for i, name in enumerate(self.wrapped):
+            tall = LINE_PX * (1 + name.count("\n")) + 4
+            middle = (y - LINE_PX / 2 - 2) / height
+            style = line_style(i) if i < count else prediction_style(i - count)
+            xs = [x / WIDTH_PX for x in (12, 27, 42)]
+            # The marker stands in the middle alone.
+            figure.add_artist(Line2D(xs, [middle] * 3, transform=figure.transFigure, markevery=[1], **style))
+            figure.text(50 / WIDTH_PX, (y - 2) / height, name, va="top", fontsize=SMALL, linespacing=1)
+            y -= tall
+
+
+def line_style(i: int) -> dict[str, Any]:
+    """Colour, dashes and marker of a chart's line number i: who cannot see the colour follows the others."""
+    return {
+        "color": SERIES[i % len(SERIES)],
+        "linewidth": 1.6,
+        "linestyle": DASHES[i % len(DASHES)],
+        # From the seventh line on the markers are others, so that no two lines look alike.
+        "marker": MARKERS[(i + i // len(DASHES)) % len(MARKERS)],
+        "markersize": 6,
+        "markeredgecolor": PAPER,
+        "markeredgewidth": 0.8,
+    }
+
+
+def prediction_style(i: int) -> dict[str, Any]:
+    """Lines that are not measured have no markers, and no colour."""
+    return {"color": INK if i % 2 else MUTED, "linewidth": 1.2, "linestyle": PREDICTED[i % len(PREDICTED)]}
+
+
+PREDICTED: tuple[object, ...] = ((0, (4, 2.5)), (0, (1.2, 1.8)), (0, (9, 3, 1.5, 3)))
 
 
 def _whisker(axes: Axes, x: float, estimate: Estimate, top: float, colour: str) -> None:
@@ -250,12 +315,11 @@ def latency(key: str, groups: Sequence[Group]) -> Chart | None:
     seen = [g for g in groups if g.jobs]
     if not seen:
         return None
-    row_px = 24
-    height = 74 + row_px * len(seen)
-    left = max(len(g.label) for g in seen) * LETTER_PX + 12
+    rows = _rows([g.label for g in seen], 24)
+    height = 74 + rows.row_px * len(seen)
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, height, left_px=left, right_px=12, top_px=24, bottom_px=44)
+        axes = axes_in(figure, height, left_px=rows.left_px, right_px=12, top_px=24, bottom_px=44)
         axes.set_xscale("log")
         lowest, highest = math.inf, 0.0
         for at, group in enumerate(seen):
@@ -265,7 +329,7 @@ def latency(key: str, groups: Sequence[Group]) -> Chart | None:
             for q, name, marker in POINTS:
                 if q < 1 and not permits(len(values), q):
                     continue
-                each = [quantile(run.samples.latency_s, q) * MS for run in group.runs if len(run.samples)]
+                each = [quantile(own.latency_s, q) * MS for run in group.runs if len(own := run.samples.own)]
                 if q == 0.5:
                     axes.plot([min(each), max(each)], [at, at], color=MUTED, linewidth=7, alpha=0.45, zorder=2)
                     lowest = min(lowest, *each)
@@ -276,9 +340,8 @@ def latency(key: str, groups: Sequence[Group]) -> Chart | None:
                 )  # fmt: skip
             lowest, highest = min(lowest, low), max(highest, high)
         margin = max((highest / lowest) ** 0.05, 1.1) if lowest > 0 else 2
-        axes.set(xlim=(max(lowest, 1e-6) / margin, highest * margin), ylim=(len(seen) - 0.5, -0.5))
-        axes.set_yticks(range(len(seen)), [g.label for g in seen])
-        axes.tick_params(axis="y", length=0)
+        axes.set_xlim(max(lowest, 1e-6) / margin, max(highest, 1e-6) * margin)
+        rows.place(axes)
         _log_ticks(axes, *axes.get_xlim())
         axes.set_xlabel("latency from due to ended, ms, log scale", loc="right")
         handles, names = axes.get_legend_handles_labels()
@@ -304,20 +367,19 @@ def memory(key: str, groups: Sequence[Group]) -> Chart | None:
     weighed = [(g, [v / MIB for v in values]) for g in groups if (values := g.values(pss_bytes_per_slot))]
     if not weighed:
         return None
-    height = 52 + 22 * len(weighed)
-    left = max(len(g.label) for g, _ in weighed) * LETTER_PX + 12
+    rows = _rows([g.label for g, _ in weighed], 22)
+    height = 52 + rows.row_px * len(weighed)
     top = max(max(values) for _, values in weighed)
 
     def paint(figure: Figure) -> None:
-        axes = _axes(figure, height, left_px=left, right_px=52, top_px=6, bottom_px=44)
+        axes = axes_in(figure, height, left_px=rows.left_px, right_px=52, top_px=6, bottom_px=44)
         for at, (_, values) in enumerate(weighed):
             middle = math.fsum(values) / len(values)
-            axes.barh(at, middle, height=0.56, facecolor=GRID, edgecolor=MUTED, linewidth=0.8)
+            axes.barh(at, middle, height=12.4 / rows.row_px, facecolor=GRID, edgecolor=MUTED, linewidth=0.8)
             axes.plot(values, [at] * len(values), linestyle="", marker="|", markersize=9, color=INK)
             axes.text(max(values) + top * 0.02, at, f"{number(middle)}", va="center", fontsize=SMALL)
-        axes.set(xlim=(0, top * 1.03), ylim=(len(weighed) - 0.5, -0.5))
-        axes.set_yticks(range(len(weighed)), [g.label for g, _ in weighed])
-        axes.tick_params(axis="y", length=0)
+        axes.set_xlim(0, top * 1.03)
+        rows.place(axes)
         axes.set_xlabel("memory per slot (PSS), MiB", loc="right")
 
     said = "; ".join(f"{g.label}: {number(math.fsum(values) / len(values))} MiB" for g, values in weighed)
@@ -329,6 +391,47 @@ def memory(key: str, groups: Sequence[Group]) -> Chart | None:
     return Chart("Memory per slot", drawn, caption)
 
 
-def _axes(figure: Figure, height: float, *, left_px: float, right_px: float, top_px: float, bottom_px: float) -> Axes:
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Where the names of a chart's rows stand: beside them, or above where they are long."""
+
+    names: tuple[str, ...]
+    left_px: float
+    row_px: float
+    below_px: float
+    """From a row's middle to its lower edge."""
+
+    def place(self, axes: Axes) -> None:
+        """Set the y axis, one row from the next one unit, and write the names."""
+        last, below = len(self.names) - 1, self.below_px / self.row_px
+        axes.set_ylim(last + below, below - 1)
+        axes.tick_params(axis="y", length=0)
+        if self.left_px > MARGIN_PX:
+            axes.set_yticks(range(len(self.names)), self.names)
+            return
+        axes.set_yticks([])
+        for at, name in enumerate(self.names):
+            above = at - 0.8 * self.below_px / self.row_px
+            axes.text(0, above, name, transform=axes.get_yaxis_transform(), va="bottom", fontsize=SMALL, linespacing=1)
+
+
+def _rows(names: Sequence[str], row_px: float) -> _Rows:
+    left_px = max(map(len, names)) * LETTER_PX + MARGIN_PX
+    if left_px <= MOST_LEFT_PX:
+        return _Rows(tuple(names), left_px, row_px, row_px / 2)
+    wrapped = ["\n".join(textwrap.wrap(name, LETTERS)) for name in names]
+    lines = 1 + max(name.count("\n") for name in wrapped)
+    return _Rows(tuple(wrapped), MARGIN_PX, row_px + LINE_PX * lines - 6, row_px / 2)
+
+
+MARGIN_PX = 12
+MOST_LEFT_PX = 170
+"""Longer names would leave the chart itself too narrow."""
+LINE_PX = 12.5
+LETTERS = int((WIDTH_PX - 2 * MARGIN_PX) / LETTER_PX)
+
+
+def axes_in(figure: Figure, height: float, *, left_px: float, right_px: float, top_px: float, bottom_px: float) -> Axes:
+    """The one drawing area of a chart, so far from the chart's edges."""
     width, tall = WIDTH_PX - left_px - right_px, height - top_px - bottom_px
     return figure.add_axes((left_px / WIDTH_PX, bottom_px / height, width / WIDTH_PX, tall / height))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from lab.model import BreakEven, Claim, Experiment, Level, Ratio, ScalingLaw
-from lab.report import words
+from lab.report import figures, words
 
 
 def explanation(experiment: Experiment, claim: Claim) -> dict[str, str]:
     """The claim by heading: what it says, why, how it is tested, what would refute it, what to do about it."""
-    opposite = f"below {claim.at_least:g}" if claim.at_most == float("inf") else f"above {claim.at_most:g}"
+    opposite = figures.bound(claim).replace("at least", "below").replace("at most", "above")
     return {
         "claim": claim.says,
         "why it might be so": claim.why,
-        "prediction": f"{words.measure(claim.measure, ())}: {claim.bound}",
+        "prediction": f"{words.measure(claim.measure, ())}: {figures.bound(claim)}",
         "method": (
             f"Each repeat runs every setup once, in shuffled order, each in fresh processes, with "
             f"{experiment.base.job!r} jobs; {_taken(claim)} inside each repeat, and its 95 % interval over "

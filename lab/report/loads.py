@@ -11,7 +11,7 @@ def load(pacer: Pacer) -> str:  # noqa: PLR0911  one a kind of load
     """When jobs are due, in words."""
     match pacer:
         case Burst(size):
-            return f"{size} jobs, all due at once"
+            return f"{size} jobs, all due at once" if size > 1 else "one job"
         case Constant(rate_hz, duration_s):
             return f"{rate_hz:g} jobs/s for {duration_s:g} s, evenly spaced"
         case Poisson(rate_hz, duration_s, seed):
@@ -47,17 +47,26 @@ def work(args: Args) -> str:
     return ", ".join(text for name, value in FrozenArgs(args).items() if (text := _argument(name, value)))
 
 
-def _argument(name: str, value: object) -> str:
+def _argument(name: str, value: object) -> str:  # noqa: PLR0911  one a kind of value
     match value:
+        case Calibrated(0):
+            return ""
         case Calibrated(ms, like):
-            return f"about {ms:g} ms of one core" + (f" like {like}" if like else "")
+            return f"about {ms:g} ms like {like}" if like else f"about {ms:g} ms of one core"
         case Sometimes(usually, rarely, share):
             return f"about {usually.ms:g} ms of one core, {share:.0%} of the jobs {rarely.ms:g} ms"
         case Upstream(mean_ms):
             return f"waits for a service that answers after {mean_ms:g} ms on average"
         case Text(size_bytes):
-            return f"{name} of {size_bytes} bytes"
+            return f"{name} of {_size(size_bytes)}"
         case EachJob():
             return ""
         case _:
             return f"{name} {value}"
+
+
+def _size(size_bytes: int) -> str:
+    for unit, size in (("MB", 1_000_000), ("kB", 1_000)):
+        if size_bytes >= size:
+            return f"{size_bytes / size:g} {unit}"
+    return f"{size_bytes} bytes"

@@ -17,14 +17,16 @@ METHOD = (
     (
         "Fresh processes",
         "Each trial starts its own workers (or its own program, for the setups called bare) and ends them. Before "
-        "the clock starts, every slot of a worker is filled once and a few real jobs are done; booting and warming "
-        "up are no part of any result. A trial during which other programs took more of the machine than allowed "
-        "is taken again, at most twice; that choice looks at their CPU time, never at the result.",
+        "the clock starts, every slot of a worker has slept at the same time as all others and done one real job; "
+        "booting and warming up are no part of any result. Setups whose difference is a per cent or so stand ready "
+        "together and take turns, part by part, within one run. A trial during which other programs took more of the "
+        "machine than allowed is taken again, at most twice; that choice looks at their CPU time, never at the result.",
     ),
     (
         "Intervals",
-        "The 95 % intervals of ratios, throughput and CPU time are Student t intervals on logarithms over repeats: "
-        "jobs within one run are not independent, so n counts repeats and never jobs. Round brackets are something "
+        "The 95 % intervals of ratios, throughput and CPU time are Student t intervals on logarithms over repeats, "
+        "those of shares and of claims about one figure alone on the figures themselves: jobs within one run "
+        "are not independent, so n counts repeats and never jobs. Round brackets are something "
         "else: the lowest and the highest repeat.",
     ),
     (
@@ -68,6 +70,6 @@ def by_chance(findings: Sequence[Finding]) -> str:
     k = sum(finding.estimate is not None and finding.estimate.n > 1 for finding in findings)
     return (
         f"No correction is made for testing many claims. Of {plural(k, 'interval')} at 95 % about "
-        f"{number(k / 20, 2)} would miss the true ratio by chance alone; a verdict is wrong only where the miss "
+        f"{number(k / 20, 2)} would miss the true value by chance alone; a verdict is wrong only where the miss "
         "lies across the bound."
     )

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from lab.model import Experiment, Finding, Suite, Verdict
+from lab.model import Claim, Experiment, Finding, Suite, Verdict
+from lab.report import answers as advice
 from lab.report import caveats as doubts
-from lab.report import charts, words
+from lab.report import charts, curves, figures, words
 from lab.report.charts import Chart
 from lab.report.groups import Group, groups
 from lab.report.html import escape, paragraph, table
 from lab.report.machine import fingerprint
 from lab.report.method import LIMITS, METHOD, by_chance
+from lab.report.scaling import laws
 from lab.report.style import CSS
 from lab.report.swimlane import swimlane
 from lab.report.tables import TABLES
-from lab.report.units import TIMES, interval, number, repeats
+from lab.report.units import has_interval
 
 SYMBOLS = {Verdict.SUPPORTED: "✓", Verdict.REFUTED: "✗", Verdict.INCONCLUSIVE: "?", Verdict.INVALID: "∅"}
 """Beside the word, never instead of it."""
@@ -43,6 +46,7 @@ def _title(suite: Suite) -> str:
 def answers(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Experiment]) -> Iterator[str]:
     """What was asked, and what the data say."""
     yield f'<header>\n<h1>Sidestep report</h1>\n<p class="summary">{escape(doubts.summary(findings))}</p>'
+    yield from in_short(suite, findings)
     for doubt in doubts.caveats(suite, experiments):
         yield paragraph(doubt, "doubt")
     environment = suite.environment
@@ -67,19 +71,45 @@ def answers(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Exp
     yield "</div>\n</section>"
 
 
+def in_short(suite: Suite, findings: Sequence[Finding]) -> Iterator[str]:
+    """What to do, by kind of work; nothing where the suite has no claim that bears on it."""
+    said = advice.answers(findings)
+    if not said:
+        return
+    yield '<section id="in-short" aria-labelledby="in-short-heading">\n<h2 id="in-short-heading">In short</h2>\n<dl>'
+    for answer in said:
+        parts = "".join(f"<p>{_part(part)}</p>" for part in answer.parts)
+        yield f"<dt>{escape(answer.work)} <span>\N{RIGHTWARDS ARROW}</span></dt><dd>{parts}</dd>"
+    yield "</dl>"
+    yield paragraph(f"{advice.NOTE} {advice.QUICK}" if suite.quick else advice.NOTE, "note")
+    yield "</section>"
+
+
+def _part(part: advice.Part) -> str:
+    rests = "; ".join(
+        f'<a href="#{_target(f.claim)}">{escape(name)}</a> {escape(figures.brief(f))}'
+        for f, name in advice.grouped(part.findings)
+    )
+    return f"{escape(part.says)}{f' <small>({rests})</small>' if rests else ''}"
+
+
+def _target(claim: Claim) -> str:
+    return escape("claim-" + re.sub(r"[^\w.-]+", "-", claim.id))
+
+
 def card(finding: Finding, arms: Sequence[Group]) -> str:
     """One claim and its verdict."""
     claim, verdict = finding.claim, finding.verdict
     rows = (
         ("Measured", words.measure(claim.measure, arms)),
-        ("Predicted", claim.bound),
-        ("Because", finding.because),
+        ("Predicted", figures.bound(claim)),
+        ("Because", figures.because(finding)),
         ("Why it might be so", claim.why),
         ("Advice", claim.advice),
     )
     listed = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in rows)
     return (
-        f'<article class="card {verdict.value}">\n'
+        f'<article class="card {verdict.value}" id="{_target(claim)}">\n'
         f'<p class="verdict"><span class="id">{escape(claim.id)}</span>'
         f'<span aria-hidden="true">{SYMBOLS[verdict]}</span> {verdict.value}</p>\n'
         f'<h3>{escape(claim.says)}</h3>\n<p class="figure">{_figure(finding)}</p>\n<dl>{listed}</dl>\n</article>'
@@ -87,13 +117,14 @@ def card(finding: Finding, arms: Sequence[Group]) -> str:
 
 
 def _figure(finding: Finding) -> str:
-    estimate = finding.estimate
-    if estimate is None:
+    found, estimate = figures.figure(finding), finding.estimate
+    if found is None or estimate is None:
         return "no estimate"
-    value = f"<strong>{TIMES} {escape(number(estimate.value))}</strong>"
+    value = f"<strong>{escape(figures.factor(finding) + found.value)}</strong> {escape(found.interval)}"
     if estimate.n == 1:
-        return f"{value} {escape(interval(estimate))}"
-    return f"{value} {escape(interval(estimate, finding.claim))} <small>95 %, n = {escape(repeats(estimate.n))}</small>"
+        return value
+    share = "95 %, " if has_interval(estimate) else ""
+    return f"{value} <small>{share}n = {escape(found.n)}</small>"
 
 
 def evidence(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Experiment]) -> Iterator[str]:
@@ -115,12 +146,19 @@ def evidence(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Ex
                 charts.throughput(f"c{i}-throughput", arms),
                 charts.latency(f"c{i}-latency", arms),
                 charts.memory(f"c{i}-memory", arms),
+                *(
+                    curves.draw(f"c{i}-curve-{k}", curve, runs)
+                    for k, curve in enumerate(experiment.charts if experiment else ())
+                ),
                 swimlane(f"c{i}-lanes", arms, own),
             )
             yield '<div class="charts">'
             yield from (figure(chart) for chart in drawn if chart)
             yield "</div>"
             yield from (table(made) for make in TABLES if (made := make(arms)))
+            cores = int(suite.environment.get("cores", 1))
+            for law in laws(experiment.claims if experiment else (), runs, cores=cores):
+                yield paragraph(law) if isinstance(law, str) else table(law)
         yield "</section>"
 
 
@@ -129,7 +167,7 @@ def figure(chart: Chart) -> str:
     # A chart too wide for a phone scrolls in its box, and so must be reachable by keyboard.
     label = f' tabindex="0" role="region" aria-label="{escape(chart.title)}"' if chart.wide else ""
     css = "chart wide" if chart.wide else "chart"
-    caption = f"<figcaption>{escape(chart.caption)}</figcaption>"
+    caption = f"<figcaption><strong>{escape(chart.title)}.</strong> {escape(chart.caption)}</figcaption>"
     return f'<figure class="{css}"><div class="scroll"{label}>\n{chart.svg}</div>\n{caption}</figure>'
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lab.model import Estimate, Run
+from lab.model import Estimate, Run, Seconds
 from lab.report.groups import Group, single
 from lab.stats import mean_of_logs
 
@@ -33,19 +33,31 @@ class Speedup:
     service: Estimate
 
 
+def own_wall_s(run: Run) -> float:
+    """How long the setup's own jobs took together: the run's length, unless others ran beside them."""
+    own = run.samples.own
+    if run.trial.setup.beside is None or not len(own):
+        return run.resources.wall_s
+    return float(own.ended_ns.max() - own.due_ns.min()) / 1e9
+
+
 def busy_share(run: Run) -> float:
-    """The share of the slots' time during which a job was under way."""
-    return float(np.sum(run.samples.service_s)) / (run.trial.setup.slots * run.resources.wall_s)
+    """The share of the slots' time during which one of the setup's own jobs was under way."""
+    return float(np.sum(run.samples.own.service_s)) / (run.trial.setup.slots * own_wall_s(run))
 
 
 def service_s(run: Run) -> float:
-    """Mean time from started to ended; not a number where nothing was seen."""
-    return float(np.mean(run.samples.service_s)) if len(run.samples) else float("nan")
+    """Mean time from started to ended of the setup's own jobs; not a number where nothing was seen."""
+    return _mean(run.samples.own.service_s)
 
 
 def stalled_s(run: Run) -> float:
     """Mean part of the service time that was not on the CPU."""
-    return float(np.mean(run.samples.stalled_s)) if len(run.samples) else float("nan")
+    return _mean(run.samples.own.stalled_s)
+
+
+def _mean(values: Seconds) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
 
 
 def computing_s(run: Run) -> float:
@@ -54,8 +66,8 @@ def computing_s(run: Run) -> float:
 
 
 def seen_hz(run: Run) -> float:
-    """Jobs with a sample per second."""
-    return len(run.samples) / run.resources.wall_s
+    """The setup's own jobs with a sample, per second."""
+    return len(run.samples.own) / own_wall_s(run)
 
 
 def speedups(groups: Sequence[Group]) -> list[Speedup]:

@@ -46,11 +46,17 @@ nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; list-sty
 .figure small { white-space: nowrap; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem .8rem; }
 dt { color: var(--muted); }
+#in-short h2 { margin: 1rem 0 .4rem; padding: 0; border: 0; }
+#in-short dl { gap: .5rem .8rem; max-width: none; border-block: 2px solid var(--ink); padding: .6rem 0; }
+#in-short dt { color: var(--ink); font-weight: 700; }
+#in-short p { margin: 0 0 .2rem; max-width: none; }
+#in-short small { color: var(--muted); font-variant-numeric: tabular-nums; }
 dd { margin: 0; min-width: 0; }
 .card dl { font-size: .92rem; }
 figure { margin: 0; min-width: 0; }
 figcaption, .note { color: var(--muted); font-size: .85rem; }
 figcaption { max-width: 44rem; }
+figcaption strong { color: var(--ink); }
 .charts { margin: 1rem 0; align-items: start; }
 .chart svg { display: block; width: 100%; height: auto; max-width: 32rem; }
 .chart.wide svg { max-width: none; min-width: 46rem; }
@@ -66,8 +72,11 @@ tbody th { font-weight: 400; position: sticky; left: 0; background: var(--paper)
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 :focus-visible { outline: 2px solid var(--s1); outline-offset: 2px; }
 @media (max-width: 30rem) {
-  .card dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
+  .card dl, #in-short dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
   .card dd { margin-bottom: .35rem; }
+  .verdict .id { float: none; display: block; }
+  #in-short dt { margin-top: .5rem; }
+  tbody th { white-space: normal; min-width: 8.5rem; }
 }
 @media (min-width: 52rem) {
   .cards, .charts { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.2rem 1.6rem; }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lab.model import Finding, Run, Seconds
 from lab.report.charts import Chart
 from lab.report.groups import Group
-from lab.report.svg import INK, MUTED, PAPER, SERIES, SMALL, svg
+from lab.report.svg import INK, MUTED, SERIES, SMALL, svg
 from lab.report.tables import is_green
 from lab.report.units import number, plural
 from lab.stats import uses
@@ -51,7 +51,8 @@ def lanes(group: Group) -> Lanes | None:
     if not len(samples):
         return None
     pairs = sorted(set(zip(samples.worker.tolist(), samples.thread.tolist(), strict=True)))
-    packed = is_green(group) or len(pairs) > group.setup.slots
+    apart = group.setup.apart_concurrency if group.setup.apart else 0
+    packed = is_green(group) or len(pairs) > group.setup.slots + apart
     if packed:
         lane = pack(samples.worker, samples.started_ns, samples.ended_ns)
         return Lanes(group, run, lane, int(lane.max()) + 1, packed=True)
@@ -106,9 +107,10 @@ def swimlane(key: str, groups: Sequence[Group], findings: Sequence[Finding]) -> 
             axes.set(xlim=(0, window_s), ylim=(most, 0))
             axes.set_yticks([])
             axes.set_title(_title(panel, most, window_s), loc="left", fontsize=SMALL, pad=4, color=INK)
-            pale, solid = _bars(panel, most, window_s)
-            axes.add_patch(PathPatch(pale, facecolor="none", edgecolor=MUTED, linewidth=0.5, hatch="//////"))
-            axes.add_patch(PathPatch(solid, facecolor=SERIES[0], edgecolor="none"))
+            for others in (False, True):
+                pale, solid = _bars(panel, most, window_s, others=others)
+                axes.add_patch(PathPatch(pale, facecolor="none", edgecolor=MUTED, linewidth=0.5, hatch="//////"))
+                axes.add_patch(PathPatch(solid, **(OTHERS if others else OWN)))
             axes.grid(visible=True, axis="x", zorder=0)
             axes.set_axisbelow(True)
             if i < len(panels) - 1:
@@ -116,11 +118,19 @@ def swimlane(key: str, groups: Sequence[Group], findings: Sequence[Finding]) -> 
             else:
                 axes.set_xlabel("seconds since the first job was due")
             top += tall
-        on_cpu = Patch(facecolor=SERIES[0], edgecolor=PAPER, label="on the CPU")
-        stalled = Patch(
-            facecolor="none", edgecolor=MUTED, linewidth=0.5, hatch="//////", label="stalled: under way, not computing"
+        handles = [Patch(**OWN, label="on the CPU")]
+        if any(len(panel.run.samples.others) for panel in panels):
+            handles.append(Patch(**OTHERS, label="on the CPU, jobs beside"))
+        handles.append(
+            Patch(
+                facecolor="none",
+                edgecolor=MUTED,
+                linewidth=0.5,
+                hatch="//////",
+                label="stalled: under way, not computing",
+            )
         )
-        figure.legend(handles=[on_cpu, stalled], loc="upper left", ncols=2, borderpad=0.2, borderaxespad=0.2)
+        figure.legend(handles=handles, loc="upper left", ncols=3, borderpad=0.2, borderaxespad=0.2)
 
     said = "; ".join(_title(panel, most, window_s) for panel, most in zip(panels, kept, strict=True))
     image = svg(
@@ -134,6 +144,9 @@ def swimlane(key: str, groups: Sequence[Group], findings: Sequence[Finding]) -> 
     return Chart("Which slot ran what, and when", image, _caption(panels, of=len(candidates)), wide=True)
 
 
+OWN: dict[str, Any] = {"facecolor": SERIES[0], "edgecolor": "none"}
+OTHERS: dict[str, Any] = {"facecolor": SERIES[1], "edgecolor": INK, "linewidth": 0.9}
+"""Jobs beside the setup's own have an outline too: who cannot see the colour sees that."""
 LEFT_PX, RIGHT_PX = 14, 14
 TITLE_PX, LANE_PX, LEGEND_PX, AXIS_PX = 24, 12, 20, 40
 
@@ -159,13 +172,13 @@ def _window_s(panels: Sequence[Lanes], kept: Sequence[int]) -> float:
     return min(last * 1.005, *ends) / 1e9
 
 
-def _bars(panel: Lanes, lanes: int, window_s: float) -> tuple[Path, Path]:
-    """All bars as one shape, and the computing part of each as another: a small file even with many jobs.
+def _bars(panel: Lanes, lanes: int, window_s: float, *, others: bool) -> tuple[Path, Path]:
+    """All bars of one kind of jobs as one shape, the computing part of each as another: a small file with many jobs.
 
     The computing part fills the bar from below, over its whole length: how much is known, but not when.
     """
     samples = panel.run.samples
-    shown = (panel.lane < lanes) & (samples.started_ns / 1e9 < window_s)
+    shown = (panel.lane < lanes) & (samples.started_ns / 1e9 < window_s) & ((samples.beside != 0) == others)
     begin, end = samples.started_ns[shown] / 1e9, np.minimum(samples.ended_ns[shown] / 1e9, window_s)
     floor, roof = panel.lane[shown] + 0.92, panel.lane[shown] + 0.12
     computing = floor - (floor - roof) * (1 - stalled_share(panel.run)[shown])
@@ -187,7 +200,9 @@ def _title(panel: Lanes, lanes: int, window_s: float) -> str:
     shown = int(np.sum((panel.lane < lanes) & (starts_s < window_s)))
     total = len(starts_s)
     parts.append(f"{shown} of {total} jobs" if shown < total else f"{total} jobs")
-    parts.append(f"{_per_cent(float(np.mean(stalled_share(panel.run))))} stalled")
+    own = panel.run.samples.beside == 0
+    if own.any():
+        parts.append(f"{_per_cent(float(np.mean(stalled_share(panel.run)[own])))} stalled")
     return ", ".join(parts)
 
 
@@ -201,6 +216,8 @@ def _caption(panels: Sequence[Lanes], *, of: int) -> str:
         "job. The filled part of a bar's height is the share of its time on the CPU: how much is measured, when is "
         "not. Per cents are means over all jobs of the run; where jobs or lanes are cut, the title says so."
     )
+    if any(len(panel.run.samples.others) for panel in panels):
+        says += " Bars with an outline are the jobs that run beside the setup's own; the per cents leave them out."
     if len(panels) < of:
         says += f" Shown are {len(panels)} of {of} setups."
     if any(panel.packed for panel in panels):

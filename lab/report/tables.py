@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lab.model import Ledger, Run, Seconds
@@ -10,8 +10,9 @@ from lab.report.groups import Group, rate_hz
 from lab.report.loads import offered_hz
 from lab.report.speedup import busy_share, computing_s, service_s, speedups, stalled_s
 from lab.report.units import MIB, NONE, TIMES, TO, number, spread, sure
-from lab.stats import pss_bytes_per_slot, quantile, worker_cpu_s_per_job
+from lab.stats import beside_hz, latency_p50_s, pss_bytes_per_slot, quantile, worker_cpu_s_per_job
 from producer.pacers import Burst, Closed
+from tasks.carriers import THINGS, Outcome, unpack
 from tasks.pools import POOLS
 
 
@@ -39,6 +40,37 @@ SETUP = Column("setup")
 MS = 1e3
 KEEPS_UP = 0.95
 """Below this share of the offered rate the queue grew: the last job of an open load always ends a little late."""
+
+
+ARRIVED: Mapping[int, str] = {Outcome.AS_IT_WAS: "as it was", Outcome.CHANGED: "changed", Outcome.REFUSED: "refused"}
+
+
+def arrivals(groups: Sequence[Group]) -> Table | None:
+    """What became of each thing that was handed over, by carrier; None where no job did that."""
+    carried = [g for g in groups if g.setup.job == "deliver" and any(len(run.samples.own) for run in g.runs)]
+    if not carried:
+        return None
+    names = [str(g.setup.args.get("through", NONE)) for g in carried]
+    # Two columns of one carrier differ in what else the setups say.
+    units = [g.label if names.count(name) > 1 else "" for g, name in zip(carried, names, strict=True)]
+    columns = (Column("thing"), *map(Column, names, units))
+    outcomes = [_outcomes(g) for g in carried]
+    rows = tuple((thing.name, *(found[i] for found in outcomes)) for i, thing in enumerate(THINGS))
+    notes = (
+        "Each cell is a real journey, there and back, in every job of every repeat. As it was: the same type and the "
+        "same value, or the same use of it. Changed: something else arrived, and nobody was told. Refused: the sender "
+        "or the receiver raised.",
+        "thread hands a pointer to another thread; pickle is multiprocessing's, both ends in one process; prefork is "
+        "the pipe from a worker's parent to its children; the others are the body of a Celery message.",
+    )
+    return Table("What arrives", columns, rows, notes)
+
+
+def _outcomes(group: Group) -> list[str]:
+    """A cell for each of THINGS; one that was not alike every time shows all that was seen."""
+    seen = {int(value) for run in group.runs for value in run.samples.own.value}
+    by_thing = zip(*map(unpack, sorted(seen)), strict=True)
+    return [" or ".join(ARRIVED.get(digit, NONE) for digit in sorted(set(digits))) for digits in by_thing]
 
 
 def throughput(groups: Sequence[Group]) -> Table:
@@ -87,7 +119,7 @@ def latency(groups: Sequence[Group]) -> Table | None:
 
 def _latency_row(group: Group) -> tuple[str, ...]:
     latency_s = group.pooled(lambda s: s.latency_s)
-    medians = group.values(lambda run: quantile(run.samples.latency_s, 0.5))
+    medians = group.values(latency_p50_s)
     # Without a queue nobody feeds: what looks like lag is the program's own loop.
     lag = _quantile_ms(group.pooled(lambda s: s.lag_s), 0.99) if group.setup.queued else NONE
     return (
@@ -138,7 +170,7 @@ def _kept_up(group: Group) -> bool:
         return True
     # A short load ends with one latency on top: count what was possible, not the bare rate.
     due_s = max(group.setup.pacer.due_s(), default=0.0)
-    latest_s = due_s + quantile(group.runs[0].samples.service_s, 0.99)
+    latest_s = due_s + quantile(group.runs[0].samples.own.service_s, 0.99)
     possible_hz = min(offered, group.setup.pacer.count / latest_s) if latest_s > 0 else offered
     return estimate.value >= KEEPS_UP * possible_hz
 
@@ -201,6 +233,40 @@ def service(groups: Sequence[Group]) -> Table | None:
             "upper bound and stalled time a lower one."
         )
     return Table("What a job's time was made of", columns, rows, tuple(notes))
+
+
+def beside(groups: Sequence[Group]) -> Table | None:
+    """What became of the other jobs that ran meanwhile; None where there were none."""
+    with_others = [g for g in groups if g.setup.beside and any(len(run.samples.others) for run in g.runs)]
+    if not with_others:
+        return None
+    rows = tuple(
+        (
+            g.label,
+            sure(g.estimate(beside_hz)),
+            spread(g.values(_others_service_s), MS, decimals=3),
+            str(sum(len(run.samples.others) for run in g.runs)),
+            str(len(g.values(beside_hz))),
+        )
+        for g in with_others
+    )
+    columns = (
+        SETUP,
+        Column("other jobs", "jobs/s [95 %]"),
+        Column("time per other job", "ms (range)"),
+        Column("others", "jobs"),
+        Column("n", "repeats"),
+    )
+    notes = (
+        "Jobs that ran at the same time; every other table is about the setup's own jobs alone, but for what a worker "
+        "costs as a whole.",
+    )
+    return Table("What ran beside", columns, rows, notes)
+
+
+def _others_service_s(run: Run) -> float:
+    others = run.samples.others.service_s
+    return float(others.mean()) if len(others) else float("nan")
 
 
 def is_green(group: Group) -> bool:
@@ -290,9 +356,11 @@ COUNTS: tuple[tuple[str, Callable[[Ledger], int]], ...] = (
 )
 
 TABLES: tuple[Callable[[Sequence[Group]], Table | None], ...] = (
+    arrivals,
     throughput,
     where_the_rest_went,
     service,
+    beside,
     latency,
     cost,
     broker,

@@ -11,11 +11,13 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from lab.model import Experiment, Finding, Suite, Verdict
+from lab.report import answers as advice
 from lab.report import caveats as doubts
-from lab.report import words
+from lab.report import figures, words
 from lab.report.groups import Group, groups
+from lab.report.scaling import laws
 from lab.report.tables import TABLES, Table, ledger
-from lab.report.units import interval, number, plain, plural, repeats
+from lab.report.units import plain, plural
 
 Section = Callable[[Suite, Sequence[Finding], Sequence[Experiment]], Iterator[RenderableType]]
 
@@ -35,6 +37,21 @@ def render(suite: Suite, findings: Sequence[Finding], experiments: Iterable[Expe
         yield from section(suite, findings, chosen)
 
 
+def in_short(suite: Suite, findings: Sequence[Finding], _: Sequence[Experiment]) -> Iterator[RenderableType]:
+    """What to do, by kind of work; nothing where the suite has no claim that bears on it."""
+    said = advice.answers(findings)
+    if not said:
+        return
+    yield Text("IN SHORT", style="bold underline")
+    for answer in said:
+        yield _line(f"{answer.work} \N{RIGHTWARDS ARROW}", style="bold")
+        for part in answer.parts:
+            rests = "; ".join(f"{name} {figures.brief(f)}" for f, name in advice.grouped(part.findings))
+            yield _line(f"{part.says} ({rests})" if rests else part.says, indent=2)
+    yield _line(f"{advice.NOTE} {advice.QUICK}" if suite.quick else advice.NOTE, style="dim")
+    yield Text()
+
+
 def verdicts(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Experiment]) -> Iterator[RenderableType]:
     """The answers: every claim with its verdict, its number and the reason."""
     yield Text(doubts.summary(findings), style="bold")
@@ -51,19 +68,9 @@ def _verdict(finding: Finding, arms: Sequence[Group]) -> Iterator[RenderableType
     claim = finding.claim
     yield Text.assemble((finding.verdict.value.upper(), STYLES[finding.verdict]), "  ", plain(claim.id))
     yield _line(claim.says, style="bold", indent=2)
-    yield _line(f"measured {measured(finding)}", indent=2)
-    yield _line(f"predicted {claim.bound} for {words.measure(claim.measure, arms)}", indent=2)
-    yield _line(f"because: {finding.because}", indent=2)
-
-
-def measured(finding: Finding) -> str:
-    """The estimate with its interval and n, or that there is none."""
-    estimate = finding.estimate
-    if estimate is None:
-        return "nothing"
-    if estimate.n == 1:
-        return f"{number(estimate.value)}, {interval(estimate)}"
-    return f"{number(estimate.value)}, 95 % interval {interval(estimate, finding.claim)}, n = {repeats(estimate.n)}"
+    yield _line(f"measured {figures.spoken(finding)}", indent=2)
+    yield _line(f"predicted {figures.bound(claim)} for {words.measure(claim.measure, arms)}", indent=2)
+    yield _line(f"because: {figures.because(finding)}", indent=2)
 
 
 def evidence(suite: Suite, _: Sequence[Finding], experiments: Sequence[Experiment]) -> Iterator[RenderableType]:
@@ -90,6 +97,14 @@ def evidence(suite: Suite, _: Sequence[Finding], experiments: Sequence[Experimen
                 yield from _rich(table)
                 yield from (_line(note, style="dim") for note in table.notes if note not in told)
                 told.update(table.notes)
+        cores = int(suite.environment.get("cores", 1))
+        for law in laws(experiment.claims if experiment else (), doubts.runs_of(suite, name), cores=cores):
+            yield Text()
+            if isinstance(law, str):
+                yield _line(law)
+            else:
+                yield from _rich(law)
+                yield from (_line(note, style="dim") for note in law.notes)
 
 
 def _is_clean(arms: Sequence[Group]) -> bool:
@@ -160,4 +175,4 @@ def _line(text: str, *, style: str = "", indent: int = 0) -> RenderableType:
     return Padding(line, (0, 0, 0, indent), expand=False) if indent else line
 
 
-SECTIONS: tuple[Section, ...] = (verdicts, evidence, warnings)
+SECTIONS: tuple[Section, ...] = (in_short, verdicts, evidence, warnings)

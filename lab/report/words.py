@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from lab.model import BreakEven, Claim, Level, Load, Measure, Ratio, Run, ScalingLaw, Selector, Setup
 from lab.report.groups import Group
 from lab.report.loads import beside, load, work
+from lab.report.units import MIB
 from lab.stats import matches
 
 MEASURES = {
@@ -30,8 +32,101 @@ MEASURES = {
     "lost_updates": "share of additions lost",
     "disorder": "share of pairs that end out of order",
     "gil_on": "GIL on (1) or off (0)",
+    "refused_things": "things refused",
+    "changed_things": "things changed",
+    "not_intact": "things refused or changed",
 }
 """`lab.stats.MEASURES` in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What stands behind a figure."""
+
+    after: str
+    """In a sentence, such as `at least 0.6 of the slots' time`."""
+    times: float = 1.0
+    """Shown figures are so many times those of the lab, which counts in seconds and bytes."""
+    on_axis: str = ""
+    """Behind the measure's name at a chart's axis, where the name does not say it already."""
+
+
+UNITS: Mapping[str, Unit] = {
+    "throughput_hz": Unit("jobs/s"),
+    "drain_hz": Unit("jobs/s"),
+    "worker_cpu_s_per_job": Unit("ms", 1e3, "ms"),
+    "pss_bytes": Unit("MiB", 1 / MIB, "MiB"),
+    "pss_bytes_per_slot": Unit("MiB", 1 / MIB, "MiB"),
+    "latency_p50_s": Unit("ms", 1e3, "ms"),
+    "latency_p99_s": Unit("ms", 1e3, "ms"),
+    "cores_used": Unit("cores"),
+    "beside_hz": Unit("jobs/s"),
+    "wait_p99_s": Unit("ms", 1e3, "ms"),
+    "held_p50_s": Unit("ms", 1e3, "ms"),
+    "service_p50_s": Unit("ms", 1e3, "ms"),
+    "round_us": Unit("µs"),
+    "gap_p50_s": Unit("ms", 1e3, "ms"),
+    "slots_busy": Unit("of the slots' time"),
+    "boot_s": Unit("s", on_axis="s"),
+    "commands_per_job": Unit("commands per job"),
+    "lost_updates": Unit("of the additions"),
+    "disorder": Unit("of all pairs"),
+    "gil_on": Unit("(1 is on, 0 is off)"),
+    "refused_things": Unit("things"),
+    "changed_things": Unit("things"),
+    "not_intact": Unit("things"),
+}
+"""What each of MEASURES is counted in, where people read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What stands along the foot of a chart."""
+
+    name: str
+    """With its unit."""
+    after: str
+    """In a sentence, such as `at 0.3 ms`."""
+    times: float = 1.0
+
+
+AXES: Mapping[str, Axis] = {
+    "slots": Axis("slots (concurrency)", "slots"),
+    "work_ms": Axis("work of one job, ms of one core", "ms"),
+    "outside_share": Axis("share p of the work outside the GIL", "outside"),
+    "switch_interval_ms": Axis("switch interval, ms", "ms"),
+    "hogs": Axis("jobs that compute beside it", "beside"),
+    "handovers": Axis("times a job gives up the GIL", "times"),
+    "size_bytes": Axis("size of the argument, kB", "kB", 1e-3),
+    "prefetch": Axis("jobs fetched ahead, per slot", "ahead"),
+}
+"""`lab.axes.AXES` in words."""
+
+PREDICTIONS: Mapping[str, str] = {
+    "convoy_s": "each wait + a switch interval per thread",
+    "amdahl": "Amdahl's law, 1 / ((1 \N{MINUS SIGN} p) + p / N)",
+    "gil_bound": "the GIL's own bound, 1 / (1 \N{MINUS SIGN} p) up to N",
+}
+"""`lab.predictions.PREDICTIONS` in words."""
+
+
+def axis(name: str) -> str:
+    """A measure as it stands at a chart's axis."""
+    unit = UNITS[name]
+    return f"{MEASURES[name]}, {unit.on_axis}" if unit.on_axis else MEASURES[name]
+
+
+def unit(what: Measure) -> Unit | None:
+    """What the measure is counted in; None for a ratio, which has no unit."""
+    match what:
+        case Level(name):
+            return UNITS.get(name, Unit(""))
+        case BreakEven():
+            return Unit("ms")
+        case ScalingLaw():
+            return Unit("of the curve")
+        case Ratio():
+            return None
 
 
 def measure(what: Measure, groups: Sequence[Group]) -> str:
@@ -40,34 +135,38 @@ def measure(what: Measure, groups: Sequence[Group]) -> str:
         case Ratio(name, of, to):
             return f"{MEASURES.get(name, name)}: {side(of, groups)} ÷ {side(to, groups)}"
         case Level(name, of):
-            return f"{MEASURES.get(name, name)}: {side(of, groups)}"
+            return f"{MEASURES.get(name, name)}: {side(of, groups, mean='mean')}"
         case BreakEven(of, to):
-            return f"job length in ms from which on {_short(of)} finishes more jobs a second than {_short(to)}"
+            return f"job length from which on {selected(of)} finishes more jobs a second than {selected(to)}"
         case ScalingLaw(of):
-            return f"largest distance from the Universal Scalability Law's best curve, as a share: {_short(of)}"
+            return f"largest distance from the Universal Scalability Law's best curve: {selected(of)}"
 
 
-def _short(where: Selector) -> str:
-    """One side in words, such as `bare threads 2` or `prefork 2, marks off`."""
+def selected(where: Selector) -> str:
+    """What is selected in words, such as `bare threads 2` or `prefork 2, marks off`."""
     rest = dict(where)
     first = [] if rest.pop("queued", True) else ["bare"]
     first += [str(rest.pop(name)) for name in ("pool", "concurrency") if name in rest]
     return ", ".join([*([" ".join(first)] if first else []), *(_field(n, v) for n, v in rest.items())]) or "every setup"
 
 
-def side(where: Selector, groups: Sequence[Group]) -> str:
-    """The setup that is selected, by its label; several by what they share."""
+def side(where: Selector, groups: Sequence[Group], *, mean: str = "geometric mean") -> str:
+    """The setup that is selected, by its label; several by what they share, and how they are taken together."""
     chosen = [group.label for group in groups if any(matches(run, where) for run in group.runs)]
     if len(chosen) == 1:
         return chosen[0]
-    spelled = _short(where)
-    return f"{spelled} (geometric mean of {len(chosen)} setups)" if chosen else spelled
+    spelled = selected(where)
+    return f"{spelled} ({mean} of {len(chosen)} setups)" if chosen else spelled
 
 
-def _field(name: str, value: object) -> str:
+def _field(name: str, value: object) -> str:  # noqa: PLR0911  one a kind of value
     if isinstance(value, bool):
         return f"{name} {'on' if value else 'off'}"
     match value:
+        case () if name == "packages":
+            return "the usual packages"
+        case tuple():
+            return ", ".join(map(str, value))
         case Load():
             return beside(value)
         case None:
@@ -78,14 +177,31 @@ def _field(name: str, value: object) -> str:
 
 
 def conditions(groups: Sequence[Group]) -> list[str]:
-    """Each different work and load of these setups, in words."""
-    return list(dict.fromkeys(_condition(group.setup) for group in groups))
+    """Each different work and load of these setups, in words; where there are many, what they are made of."""
+    setups = [group.setup for group in groups]
+    each = list(dict.fromkeys(map(_condition, setups)))
+    if len(each) <= MOST_CONDITIONS:
+        return each
+    parts = {
+        "Jobs": [_job(setup) for setup in setups],
+        "Load": [load(setup.pacer) for setup in setups],
+        "Beside them": [beside(setup.beside).removeprefix("beside ") for setup in setups if setup.beside],
+    }
+    return [f"{name}: {'; '.join(dict.fromkeys(said))}." for name, said in parts.items() if said]
+
+
+MOST_CONDITIONS = 3
+"""More sentences than this hide what differs between them."""
 
 
 def _condition(setup: Setup) -> str:
-    args = work(setup.args)
     more = f"; {beside(setup.beside)}" if setup.beside else ""
-    return f"Job {setup.job}{f' ({args})' if args else ''}; load: {load(setup.pacer)}{more}."
+    return f"Job {_job(setup)}; load: {load(setup.pacer)}{more}."
+
+
+def _job(setup: Setup) -> str:
+    args = work(setup.args)
+    return f"{setup.job} ({args})" if args else setup.job
 
 
 def short_id(claim: Claim) -> str:

@@ -1,0 +1,298 @@
+"""One queued trial: workers of its own, warm, its queue, its load, and what it cost."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import psutil
+import redis
+
+from lab import resources
+from lab.arenas.celery_worker import APART_QUEUE, CeleryWorkers
+from lab.broker import remove_keys
+from lab.jobs import Jobs
+from lab.model import LabError, Ledger, Run, Setup, Trial
+from lab.observe import Progress, Tapes, job_id, observe
+from lab.session import Session
+from producer.pacers import Burst
+from producer.publish import Parcel, Sender, Sent, publish
+from tasks.app import make_app
+from tasks.jobs import JOBS
+from tasks.settings import Settings
+
+LOOK_S = 0.01
+"""Between two looks at the tapes: they lie in mapped memory, which rings no bell."""
+CLOSED_LOOK_S = 0.001
+"""A closed load answers an end within a millisecond; the rest of its lag is in its own histogram."""
+DRAIN_LOOK_S = 0.0025
+"""Between two looks at a queue whose drain is timed: the error of the end, against some looks' work for the broker."""
+SETTLE_S = 2.0
+PATIENCE_S = 20.0
+EMPTY_LOOKS = 3
+"""A message is in flight for well under a millisecond; so many looks in a row, 10 ms apart, must find nothing."""
+BROKER_TIMEOUT_S = 30.0
+"""How long the lab waits for one answer of the broker."""
+
+
+class Bench:
+    """A trial's workers, ready when this is entered. Raises LabError when they do not come up or do not get warm.
+
+    The load may be cut into slices, to take turns with other benches: `go` does one slice, `run` says what happened,
+    in times that let the slices follow each other without a gap.
+    """
+
+    def __init__(self, trial: Trial, session: Session, nonce: int, directory: Path, *, limit_s: float) -> None:
+        self.trial, self._session, self._directory = trial, session, directory
+        self._limit_s = limit_s
+        self._tapes = Tapes(directory / "tapes")
+        self._tapes.directory.mkdir(parents=True)
+        setup = trial.setup
+        self._jobs = Jobs(session, setup, nonce)
+        self._settings = Settings(
+            broker=session.broker.url,
+            key_prefix=f"{session.prefix}{nonce:016x}:",
+            preset=setup.preset,
+            prefetch=setup.prefetch,
+            acks_late=setup.acks_late,
+            switch_interval_s=setup.switch_interval_s,
+            tape_dir=str(self._tapes.directory) if setup.marks else None,
+        )
+        self._queue = _Queue(session.client, self._settings.key_prefix, _queues(setup, self._settings))
+        self._spent: list[tuple[resources.Snapshot, resources.Snapshot]] = []
+        self._own_looks = 0
+        self._snoop = resources.Snoop()
+        self._sent: list[Sent] = []
+        self._slices: list[_Slice] = []
+
+    def __enter__(self) -> Bench:
+        setup, session = self.trial.setup, self._session
+        # Only ours: a broker that hangs must not hang the lab. Workers keep what users get.
+        self._app = make_app(self._settings, socket_timeout_s=BROKER_TIMEOUT_S)
+        session.say_alive()
+        python = session.python(setup)
+        self._arena = CeleryWorkers(
+            session.children, setup, python=python, settings=self._settings, directory=self._directory
+        )
+        try:
+            self._warm_up()
+            self._sender = Sender(self._app, self._parcel)
+            self._sender.prepare(*self._queue.names)
+            self._progress = Progress(self._tapes, self._jobs.nonce)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._arena.close()
+        self._app.close()
+        with contextlib.suppress(redis.RedisError):  # the broker may be why we are leaving
+            remove_keys(self._session.client, self._settings.key_prefix)
+
+    def processes(self) -> list[psutil.Process]:
+        """The workers and their children."""
+        return self._arena.processes()
+
+    def _parcel(self, seq: int) -> Parcel:
+        jobs, setup = self._jobs, self.trial.setup
+        apart = setup.apart is not None and jobs.beside(seq)
+        where = APART_QUEUE if apart else self._settings.queue
+        return Parcel(job_id(jobs.nonce, seq), JOBS[jobs.name(seq)].task_name, where, jobs.args(seq))
+
+    def _warm_up(self) -> None:
+        """Fill every slot at once with sleeping jobs, so that each thread and child exists; then one real one a slot.
+
+        Over when the last of them has ended: an early acknowledgement says only that it has begun. Without marks the
+        broker's word is all there is, so such setups should acknowledge late. Raises LabError when it does not end.
+        """
+        setup, jobs, queue, tapes, arena = self.trial.setup, self._jobs, self._queue, self._tapes, self._arena
+        served = [(queue.names[0], jobs.loads[0], setup.slots)]
+        if setup.apart:
+            served.append((queue.names[1], jobs.loads[1], setup.apart_concurrency))
+        every_slot = [(name, load, slots) for name, load, slots in served for _ in range(slots)]
+        for kinds in (
+            # Long enough that the first still sleeps when the last is fetched: a worker fetches some hundred a second.
+            [(name, JOBS["snooze"], {"ms": 20 + 4 * slots}) for name, _, slots in every_slot],
+            [(name, load.job, load.args(0)) for name, load, _ in every_slot],
+        ):
+            nonce, count = secrets.randbits(63), len(kinds)
+            parcels = [
+                Parcel(job_id(nonce, seq), job.task_name, name, args) for seq, (name, job, args) in enumerate(kinds)
+            ]
+            sender = Sender(self._app, parcels.__getitem__)
+            sender(range(count))
+            sender.close()
+            progress = Progress(tapes, nonce)
+            deadline = time.monotonic() + PATIENCE_S
+            while not (
+                len(progress.ended_ns()) >= count and not queue.held() if setup.marks else queue.empty_since_ns()
+            ):
+                if not arena.alive():
+                    raise LabError(f"{setup.label}: the worker ended while it warmed up: {arena.last_words()}")
+                if time.monotonic() > deadline:
+                    raise LabError(f"{setup.label}: the worker did not end {count} jobs to warm up; is it stuck?")
+                time.sleep(LOOK_S)
+
+    def go(self, part: int, parts: int, *, others: Sequence[psutil.Process], idle: Callable[[], None]) -> None:
+        """Send slice number `part` of `parts` and wait until its jobs have ended.
+
+        `others` are processes of ours that this trial does not measure. A load of more than one part must be a burst.
+        """
+        session, queue = self._session, self._queue
+        asked, self._snoop = resources.counters_before(
+            session.client, queue.held, queues=len(queue.names), local=session.broker.is_local
+        )
+        before, looks = resources.snapshot(self.processes(), others, asked), queue.looks
+        first, ended_before = len(self._sent), len(self._progress.ended_ns())
+        start_ns = time.monotonic_ns()
+        if parts == 1:
+            sent = list(publish(self._jobs.pacer, self._sender, ended_s=self._ends(start_ns), idle=idle))
+        else:
+            if not isinstance(self._jobs.pacer, Burst):
+                raise LabError(f"{self.trial.setup.label}: only a burst can be sent in parts")
+            size = self._jobs.pacer.size * (part + 1) // parts - first
+            if not size:
+                return
+            sent = [
+                replace(s, seq=first + s.seq)
+                for s in publish(Burst(size), lambda seqs: self._sender([first + seq for seq in seqs]), idle=idle)
+            ]
+        drained_ns = self._drain(ended_before + len(sent), idle)
+        self._own_looks += queue.looks - looks
+        asked = resources.counters_after(session.client, local=session.broker.is_local)
+        self._spent.append((before, resources.snapshot(self.processes(), others, asked)))
+        ends = self._progress.ended_ns()[ended_before:]
+        self._slices.append(
+            _Slice(first, sent[0].due_ns, drained_ns or max(ends, default=time.monotonic_ns()), drained_ns)
+        )
+        self._sent += sent
+
+    def _ends(self, start_ns: int) -> Iterator[float]:
+        """When jobs ended, in seconds since the start, as they do: what a closed load waits for."""
+        given, deadline = 0, time.monotonic() + self._limit_s
+        while self._arena.alive() and time.monotonic() < deadline:
+            ended = self._progress.ended_ns()
+            for moment in ended[given:]:
+                yield (moment - start_ns) / 1e9
+            if given == len(ended):
+                time.sleep(CLOSED_LOOK_S)
+            given = len(ended)
+
+    def _drain(self, count: int, idle: Callable[[], None]) -> int | None:
+        """Wait until `count` jobs have ended and are acknowledged, or there is no more hope.
+
+        Returns the moment when the broker held nothing, in ns of CLOCK_MONOTONIC, if the setup watches the broker.
+        """
+        watch, queue, arena = self.trial.setup.watch_broker, self._queue, self._arena
+        deadline = time.monotonic() + self._limit_s
+        while arena.alive() and time.monotonic() < deadline:
+            if watch and (empty_ns := queue.empty_since_ns()):
+                return empty_ns
+            if not watch and len(self._progress.ended_ns()) >= count:
+                break
+            idle()
+            time.sleep(DRAIN_LOOK_S if watch else LOOK_S)
+        # The last acknowledgements belong to the price of the jobs; they follow within a moment.
+        settle = time.monotonic() + SETTLE_S
+        while not watch and arena.alive() and queue.held() and time.monotonic() < settle:
+            time.sleep(LOOK_S)
+        return None
+
+    def run(self) -> Run:
+        """What happened in all slices."""
+        self._sender.close()
+        setup, session, spent = self.trial.setup, self._session, self._spent
+        sent, marks = self._sent, self._tapes.marks(self._jobs.nonce)
+        shifts = _shifts(self._slices)
+        firsts = np.array([s.first for s in self._slices])
+        sent = [
+            Sent(s.seq, s.due_ns - shift, s.sent_ns - shift, s.taken_ns - shift)
+            for s, shift in ((s, int(shifts[np.searchsorted(firsts, s.seq, "right") - 1])) for s in sent)
+        ]
+        by_mark = shifts[np.searchsorted(firsts, marks["seq"].astype(np.int64), "right") - 1]
+        for name in ("received_ns", "started_ns", "ended_ns"):
+            marks[name] = np.where(marks[name] == 0, 0, marks[name] - by_mark)
+        samples, ledger = observe(sent, marks, expected=self._jobs.expected, beside=self._jobs.beside)
+        if not setup.marks:
+            left = self._queue.held()
+            # Without marks the broker's word is all there is: what it no longer holds was acknowledged.
+            ledger = Ledger(issued=len(sent), done=len(sent) - left, failed=0, lost=left)
+        bill = resources.bill(self._arena, spent, sent, samples)
+        if session.broker.pid is not None:
+            own_in, own_out = self._snoop.share(self._own_looks, readings=len(spent))
+            queues = len(self._queue.names)
+            bill = replace(
+                bill,
+                commands=resources.commands_between(spent, looks=self._own_looks, queues=queues),
+                bytes_in=sum(after.bytes_in - before.bytes_in for before, after in spent) - own_in,
+                bytes_out=sum(after.bytes_out - before.bytes_out for before, after in spent) - own_out,
+            )
+        if all(s.drained_ns for s in self._slices):
+            drained_s = sum(s.end_ns - s.start_ns for s in self._slices) / 1e9
+            bill = replace(bill, drained_s=drained_s, wall_s=bill.wall_s if len(samples) else drained_s)
+        words = self._arena.last_words() if ledger.lost else ""
+        return Run(self.trial, samples, ledger, bill, processes=tuple(self._tapes.headers()), last_words=words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """A part of a load, in ns of CLOCK_MONOTONIC."""
+
+    first: int
+    """The number of its first job."""
+    start_ns: int
+    end_ns: int
+    drained_ns: int | None
+
+
+def _shifts(slices: Sequence[_Slice]) -> np.ndarray:
+    """By how many ns each slice must come earlier so that it begins where the one before it ends."""
+    shifts = [0]
+    for before, after in itertools.pairwise(slices):
+        shifts.append(after.start_ns - before.end_ns + shifts[-1])
+    return np.array(shifts, dtype=np.int64)
+
+
+def _queues(setup: Setup, settings: Settings) -> tuple[str, ...]:
+    return (settings.queue, APART_QUEUE) if setup.apart else (settings.queue,)
+
+
+@dataclass(slots=True)
+class _Queue:
+    """The jobs that the broker still holds."""
+
+    client: redis.Redis
+    prefix: str
+    names: tuple[str, ...]
+    looks: int = 0
+    """How often it was asked: those commands are the lab's own and no part of a job's price."""
+
+    def held(self) -> int:
+        """Queued, or delivered and not yet acknowledged."""
+        self.looks += 1
+        with self.client.pipeline(transaction=True) as pipe:
+            for name in self.names:
+                pipe.llen(self.prefix + name)
+            pipe.hlen(self.prefix + "unacked")
+            return int(sum(pipe.execute()))
+
+    def empty_since_ns(self) -> int:
+        """When the broker was first seen to hold nothing, if it still does some looks later; else 0.
+
+        One look is not enough: between a worker's BRPOP and its HSET a message is on neither side.
+        """
+        seen_ns = time.monotonic_ns()
+        for look in range(EMPTY_LOOKS):
+            if look:
+                time.sleep(LOOK_S)
+            if self.held():
+                return 0
+        return seen_ns

@@ -1,0 +1,69 @@
+"""Writes the catalogue: README's table and docs/experiments, from the stored suite and the declarations."""
+
+from __future__ import annotations
+
+import lzma
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import EXPERIMENTS
+from lab.model import BadInput, LabError, Suite
+from lab.report.catalogue import FOLDER, pages, spliced, table
+from lab.store import FILE, PACKED, load
+from lab.verdict import judge_all
+
+STORED = f"docs/reference/{PACKED}"
+XZ_PRESET = 9
+COULD_NOT = 2
+
+
+def keep(source: Path, stored: Path) -> None:
+    """Store a suite, compressed; xz keeps no time, so the same suite is the same file. Raises BadInput for no suite."""
+    load(source)
+    file = source
+    if source.is_dir():
+        file = source / FILE if (source / FILE).exists() else source / PACKED
+    content = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    stored.write_bytes(lzma.compress(content, preset=XZ_PRESET))
+
+
+def written(suite: Suite, readme: str) -> dict[str, str]:
+    """The text of every file that is written, by its path."""
+    experiments = list(EXPERIMENTS.values())
+    findings = judge_all(experiments, suite)
+    texts = {"README.md": spliced(readme, table(experiments, suite, findings))}
+    return texts | {f"{FOLDER}/{name}": text for name, text in pages(experiments, suite, findings).items()}
+
+
+def write(root: Path) -> None:
+    """Write all of it under `root`, and remove pages of experiments that are gone. Raises BadInput without a suite."""
+    if not (root / STORED).exists():
+        raise BadInput(f"there is no {STORED} yet; name the suite of a run: scripts/catalogue SUITE")
+    texts = written(load(root / STORED), (root / "README.md").read_text("utf-8"))
+    (root / FOLDER).mkdir(parents=True, exist_ok=True)
+    for page in (root / FOLDER).glob("*.md"):
+        if f"{FOLDER}/{page.name}" not in texts:
+            page.unlink()
+    for name, text in texts.items():
+        (root / name).write_text(text, "utf-8")
+
+
+def main(arguments: Sequence[str], root: Path) -> int:
+    """The exit code, after a line that says what was done or what to do."""
+    try:
+        if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
+            raise BadInput("it takes one suite or none: scripts/catalogue [SUITE]")
+        for source in arguments:
+            keep(Path(source), root / STORED)
+        write(root)
+    except (LabError, OSError) as error:
+        print(f"catalogue: {' '.join(str(error).split())}", file=sys.stderr)
+        return COULD_NOT
+    print(f"wrote README.md and {FOLDER} from {STORED}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], Path(__file__).resolve().parent.parent))
