@@ -4,13 +4,13 @@ from lab.model import Arms, Claim, Experiment, Load, Ratio, Setup
 from producer.pacers import Burst, Constant
 from producer.payloads import Calibrated
 
-COMPUTING = Load("spin", {"loops": Calibrated(ms=400)}, Burst(2))
+COMPUTING = Load("spin", {"loops": Calibrated(ms=600)}, Burst(2))
 
 
 def _delay(pool: str) -> Claim:
     return Claim(
         id=f"green-trust/{pool}",
-        says=f"Under {pool}, two computing jobs of 400 ms make the slowest quick jobs at least 20 times as slow.",
+        says=f"Under {pool}, two computing jobs of 600 ms make the slowest quick jobs at least 20 times as slow.",
         measure=Ratio(
             "latency_p99_s", of={"pool": pool, "beside": COMPUTING, "apart": None}, to={"pool": pool, "beside": None}
         ),
@@ -23,7 +23,7 @@ def _delay(pool: str) -> Claim:
 experiment = Experiment(
     name="green-trust",
     question="What does one computing job do to the quick jobs of a green worker?",
-    base=Setup(job="snooze", args={"ms": 5}, pacer=Constant(50, 2), concurrency=50),
+    base=Setup(job="snooze", args={"ms": 20}, pacer=Constant(50, 3), concurrency=50),
     arms=(
         Arms({"pool": ("eventlet", "gevent", "threads"), "beside": (None, COMPUTING)}),
         Arms({"pool": ("eventlet", "gevent"), "beside": (COMPUTING,), "apart": ("prefork",)}),
@@ -58,5 +58,5 @@ experiment = Experiment(
         ),
     ),
     quick_repeats=3,
-    quick={"pacer": Constant(50, 1.6)},
+    quick={"pacer": Constant(50, 2)},
 )

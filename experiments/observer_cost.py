@@ -47,7 +47,7 @@ experiment = Experiment(
     ),
     claims=tuple(_claim(pool, job, least) for pool in POOLS for job, least in (("noop", 0.90), ("digest", 0.98))),
     quick={"pacer": Burst(500)},
-    repeats=15,
+    repeats=20,
     side_by_side="marks",
     quick_repeats=3,
 )

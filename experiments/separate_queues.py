@@ -1,10 +1,11 @@
 """Mixed work: one pool for all, or a queue for each kind."""
 
 from lab.model import Arms, Claim, Experiment, Load, Ratio, Setup
-from producer.pacers import Constant
+from producer.pacers import Poisson
 from producer.payloads import Calibrated, EachJob, Upstream
 
-SLOW = Load("spin", {"loops": Calibrated(ms=150)}, Constant(5, 3))
+# Poisson arrivals: evenly spaced slow jobs never meet, and two slots would always have one to spare.
+SLOW = Load("spin", {"loops": Calibrated(ms=150)}, Poisson(5, 4, seed=2))
 
 experiment = Experiment(
     name="separate-queues",
@@ -12,7 +13,7 @@ experiment = Experiment(
     base=Setup(
         job="fetch",
         args={"url": Upstream(mean_ms=20), "key": EachJob()},
-        pacer=Constant(30, 3),
+        pacer=Poisson(30, 4, seed=1),
         beside=SLOW,
     ),
     arms=(

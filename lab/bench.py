@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import secrets
 import time
@@ -40,6 +41,17 @@ EMPTY_LOOKS = 3
 """A message is in flight for well under a millisecond; so many looks in a row, 10 ms apart, must find nothing."""
 BROKER_TIMEOUT_S = 30.0
 """How long the lab waits for one answer of the broker."""
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """While it is open the collector rests: a pass over a large suite takes 10 ms and makes jobs late."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Bench:
@@ -141,6 +153,7 @@ class Bench:
                     raise LabError(f"{setup.label}: the worker did not end {count} jobs to warm up; is it stuck?")
                 time.sleep(LOOK_S)
 
+    @_no_garbage_collection()
     def go(self, part: int, parts: int, *, others: Sequence[psutil.Process], idle: Callable[[], None]) -> None:
         """Send slice number `part` of `parts` and wait until its jobs have ended.
 
@@ -152,28 +165,28 @@ class Bench:
         )
         before, looks = resources.snapshot(self.processes(), others, asked), queue.looks
         first, ended_before = len(self._sent), len(self._progress.ended_ns())
-        start_ns = time.monotonic_ns()
-        if parts == 1:
-            sent = list(publish(self._jobs.pacer, self._sender, ended_s=self._ends(start_ns), idle=idle))
-        else:
-            if not isinstance(self._jobs.pacer, Burst):
-                raise LabError(f"{self.trial.setup.label}: only a burst can be sent in parts")
-            size = self._jobs.pacer.size * (part + 1) // parts - first
-            if not size:
-                return
-            sent = [
-                replace(s, seq=first + s.seq)
-                for s in publish(Burst(size), lambda seqs: self._sender([first + seq for seq in seqs]), idle=idle)
-            ]
+        sent = self._send(part, parts, first, idle)
         drained_ns = self._drain(ended_before + len(sent), idle)
+        if not sent:
+            return  # fewer jobs than parts
         self._own_looks += queue.looks - looks
         asked = resources.counters_after(session.client, local=session.broker.is_local)
         self._spent.append((before, resources.snapshot(self.processes(), others, asked)))
         ends = self._progress.ended_ns()[ended_before:]
         self._slices.append(
-            _Slice(first, sent[0].due_ns, drained_ns or max(ends, default=time.monotonic_ns()), drained_ns)
+            _Slice(first, len(sent), sent[0].due_ns, drained_ns or max(ends, default=time.monotonic_ns()), drained_ns)
         )
         self._sent += sent
+
+    def _send(self, part: int, parts: int, first: int, idle: Callable[[], None]) -> list[Sent]:
+        pacer, send = self._jobs.pacer, self._sender
+        if parts == 1:
+            return list(publish(pacer, send, ended_s=self._ends(time.monotonic_ns()), idle=idle))
+        if not isinstance(pacer, Burst):
+            raise LabError(f"{self.trial.setup.label}: only a burst can be sent in parts")
+        size = pacer.size * (part + 1) // parts - first
+        sent = publish(Burst(size), lambda seqs: send([first + seq for seq in seqs]), idle=idle) if size else ()
+        return [replace(s, seq=first + s.seq) for s in sent]
 
     def _ends(self, start_ns: int) -> Iterator[float]:
         """When jobs ended, in seconds since the start, as they do: what a closed load waits for."""
@@ -225,7 +238,11 @@ class Bench:
             left = self._queue.held()
             # Without marks the broker's word is all there is: what it no longer holds was acknowledged.
             ledger = Ledger(issued=len(sent), done=len(sent) - left, failed=0, lost=left)
-        bill = resources.bill(self._arena, spent, sent, samples)
+        # Each part was fed by itself; what the workers waited for is the sum.
+        fed_ns = sum(
+            max(s.taken_ns for s in self._sent[p.first : p.first + p.count]) - p.start_ns for p in self._slices
+        )
+        bill = replace(resources.bill(self._arena, spent, sent, samples), fed_s=fed_ns / 1e9)
         if session.broker.pid is not None:
             own_in, own_out = self._snoop.share(self._own_looks, readings=len(spent))
             queues = len(self._queue.names)
@@ -248,6 +265,7 @@ class _Slice:
 
     first: int
     """The number of its first job."""
+    count: int
     start_ns: int
     end_ns: int
     drained_ns: int | None

@@ -129,6 +129,7 @@ def _in_session(order: Order, session: Session, idle: Callable[[], None]) -> Ite
     )
     if old:
         suite = continued(suite, old)
+        same_setups(suite, [trial for trials, _ in planned.values() for trial in trials])
         session.known_units = old.environment.get("units_per_ms", {})
     # A quick look must stay quick on a busy machine too.
     runner = Runner(session, here, retakes=1 if order.quick else RETAKES, idle=idle)
@@ -191,6 +192,18 @@ def continued(new: Suite, old: Suite) -> Suite:
         repeats={**old.repeats, **new.repeats},
         left_out={**old.left_out, **new.left_out},
     )
+
+
+def same_setups(suite: Suite, planned: Sequence[Trial]) -> None:
+    """Raise BadInput when the suite holds other setups of a planned experiment: claims would mix old and new ones."""
+    wanted = {(trial.experiment, trial.setup) for trial in planned}
+    names = {trial.experiment for trial in planned}
+    for run in suite.runs:
+        if run.trial.experiment in names and (run.trial.experiment, run.trial.setup) not in wanted:
+            raise BadInput(
+                f"the suite there holds {run.trial.experiment} as it was declared before ({run.trial.setup.label}); "
+                "choose another --out"
+            )
 
 
 def machine_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Sequence
 from lab.model import BreakEven, Claim, Estimate, Experiment, Finding, Ratio, Run, Suite, Verdict
 from lab.stats import blocks, estimate, repeats_to_decide, uses
 
+NOTHING = "not measured: no repeat has all that it compares"
 
-def judge(claim: Claim, runs: Sequence[Run], *, cores: int) -> Finding:
+
+def judge(claim: Claim, runs: Sequence[Run], *, cores: int, left_out: Sequence[str] = ()) -> Finding:
     """Compare the whole interval, not the point, with what the claim allows.
 
     `cores` is how many this machine really offers. A fault on a run that the claim looks at makes it INVALID.
+    `left_out` says why some setups of its experiment could not run here.
     """
     used = [run for run in runs if uses(claim.measure, run)]
     measured = estimate(claim.measure, used)
@@ -19,7 +22,8 @@ def judge(claim: Claim, runs: Sequence[Run], *, cores: int) -> Finding:
         needs = f"it needs {claim.needs_cores} free cores and this machine offers {cores}; run it on a larger one"
         return Finding(claim, measured, Verdict.INVALID, needs)
     if measured is None:
-        return Finding(claim, None, Verdict.INVALID, "not measured: no repeat has all that it compares")
+        why = f"it cannot be tested here: {left_out[0]}" if left_out else NOTHING
+        return Finding(claim, None, Verdict.INVALID, why)
     if faults := _distinct(fault.says for run in used for fault in run.faults):
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         return Finding(claim, measured, Verdict.INVALID, faults[0] + more)
@@ -51,7 +55,8 @@ def judge_all(experiments: Iterable[Experiment], suite: Suite) -> list[Finding]:
     for experiment in experiments:
         if experiment.name in suite.experiments:
             runs = [run for run in suite.runs if run.trial.experiment == experiment.name]
-            findings += [judge(claim, runs, cores=cores) for claim in experiment.claims]
+            left_out = _distinct(suite.only(experiment.name).left_out.values())
+            findings += [judge(claim, runs, cores=cores, left_out=left_out) for claim in experiment.claims]
     return findings
 
 

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import EXPERIMENTS
-from lab.measure import Order, cannot_run
-from lab.model import FREE_THREADED, UP_TO_CORES, Arms, Experiment, Load, Setup, Trial, up_to
+from lab.measure import Order, cannot_run, same_setups
+from lab.model import FREE_THREADED, UP_TO_CORES, Arms, BadInput, Experiment, Load, Setup, Trial, up_to
 from lab.plan import expected_s, plan
 from producer.pacers import Burst, Constant
 from producer.payloads import Calibrated, EachJob, Upstream
 from tests.fakes import SETUP
+from tests.simulator import run_experiment
 
 MANY = Experiment(
     name="made-up",
@@ -245,3 +246,16 @@ def test_setups_that_belong_side_by_side_run_one_after_the_other_in_either_order
     assert {one.setup.marks for one, _ in pairs} == {True, False}
     half = len(pairs) // 6
     assert len({tuple((p.setup.pool, p.setup.job) for p, _ in pairs[i * half : (i + 1) * half]) for i in range(6)}) > 1
+
+
+def test_a_suite_is_not_continued_with_other_setups_than_it_holds():
+    # Given a suite of an experiment whose declaration has changed since
+    suite = run_experiment(MANY)
+    planned = plan(MANY)
+    same_setups(suite, planned)
+    changed = replace(MANY, base=replace(MANY.base, acks_late=True))
+    # Then it is refused, or claims would take old and new setups for one
+    with pytest.raises(BadInput, match="declared before"):
+        same_setups(suite, plan(changed))
+    # And other experiments in it are nobody's business
+    same_setups(suite, plan(replace(changed, name="another")))

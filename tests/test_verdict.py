@@ -282,3 +282,14 @@ def test_only_experiments_that_were_asked_for_are_judged():
     # And one that was asked for and not run is not left out in silence
     judged = judge_all(EXPERIMENTS.values(), replace(suite, experiments=("gil-cpu",)))
     assert {finding.verdict for finding in judged} == {Verdict.INVALID}
+
+
+def test_a_claim_that_cannot_be_tested_here_says_why():
+    # Given an experiment of which the arms on another interpreter were left out, as there is none
+    suite = run_experiment(EXPERIMENTS["no-gil"])
+    kept = tuple(run for run in suite.runs if run.trial.setup.python is None)
+    without = replace(suite, runs=kept, left_out={"no-gil · threads 1": "no such Python", "gil-cpu · x": "another"})
+    # Then each claim is there, INVALID, with that reason and no other experiment's
+    findings = judge_all(EXPERIMENTS.values(), without)
+    assert [finding.claim for finding in findings] == list(EXPERIMENTS["no-gil"].claims)
+    assert {(f.verdict, f.because) for f in findings} == {(Verdict.INVALID, "it cannot be tested here: no such Python")}

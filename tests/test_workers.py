@@ -253,6 +253,8 @@ def test_trials_that_take_turns_do_all_their_jobs_and_lose_no_time_between_the_p
     assert np.all(np.diff(on.samples.due_ns) >= 0)
     assert len(set(on.samples.due_ns.tolist())) == 10
     assert np.all(on.samples.sent_ns <= on.samples.started_ns)
+    # And feeding the queue is what it took in all parts, not the time until the last part
+    assert max(on.resources.fed_s, off.resources.fed_s) < 0.5 * on.resources.drained_s
     # And the last end lies within the time that the parts took together
     assert on.samples.ended_ns.max() / 1e9 <= on.resources.drained_s
 
