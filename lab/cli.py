@@ -206,7 +206,7 @@ def _measure(
         with TrialProgress(notes) as progress:
             for step in measure(order, say=lambda words: notes.print(words, style="dim"), idle=progress.idle):
                 suite = step.suite
-                _follow(step, progress, human)
+                _follow(step, progress, human, len(experiments))
     except KeyboardInterrupt:
         _interrupted(suite, order, notes)
         raise
@@ -224,10 +224,9 @@ def _measure(
     sys.exit(exit_code(findings, strict=strict))
 
 
-def _follow(step: Step, progress: TrialProgress, human: Console) -> None:
+def _follow(step: Step, progress: TrialProgress, human: Console, count: int) -> None:
     if step.experiment is None:
         progress.plan(step.expected_s)
-        count = len(step.suite.experiments)
         human.print(f"{count} experiment{'s' if count > 1 else ''}, about {spell(step.expected_s)}")
     elif step.trial:
         setup = step.trial.setup

@@ -34,6 +34,13 @@ def lagging(lag_ms: float, *, late: int = 100) -> Samples:
     return make_samples(due_ns=[0] * 100, sent_ns=lags, started_ns=[20 * MS] * 100, ended_ns=[30 * MS] * 100)
 
 
+def slow_and_lagging(lag_ms: float) -> Samples:
+    """A hundred jobs of which two are sent so much too late; those two, and no others, take 200 ms."""
+    lags = [0] * 98 + [round(lag_ms * MS)] * 2
+    ends = [30 * MS] * 98 + [200 * MS] * 2
+    return make_samples(due_ns=[0] * 100, sent_ns=lags, started_ns=[20 * MS] * 100, ended_ns=ends)
+
+
 def mixed(own: Samples, others: Samples) -> Samples:
     """The samples of two loads that ran beside each other."""
     pairs = {name: [*getattr(own, name), *getattr(others, name)] for name in SAMPLE_COLUMNS}
@@ -85,8 +92,15 @@ CASES = {
     "lag of 2 % of the jobs": Case(
         late_producer,
         make_run(setup=CONSTANT, samples=lagging(12.4, late=2)),
-        "(median latency 30.0 ms)",
+        "(that share's latency is 30.0 ms or more)",
         make_run(setup=CONSTANT, samples=lagging(12.4, late=1)),
+    ),
+    "lag of half the jobs": Case(
+        late_producer,
+        make_run(setup=CONSTANT, samples=lagging(15)),
+        "sent half of its jobs 15.0 ms or more late",
+        # A slip of 1 % beside latencies a hundred times as long moves neither of the two
+        make_run(setup=CONSTANT, samples=slow_and_lagging(12.4)),
     ),
     "lag of a queued load": Case(
         late_producer,
@@ -109,7 +123,7 @@ CASES = {
     "lag of the setup's own jobs, beside a burst that was on time": Case(
         late_producer,
         make_run(setup=BESIDE_BURST, samples=mixed(lagging(3.1), burst(0))),
-        "(median latency 30.0 ms)",
+        "(that share's latency is 30.0 ms or more)",
         make_run(setup=BESIDE_BURST, samples=mixed(lagging(2.9), burst(0))),
     ),
     "a burst beside them that takes half its time to feed": Case(
