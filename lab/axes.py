@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from lab.model import Setup
-from producer.payloads import Args, Calibrated, Sometimes, Text
+from producer.payloads import Args, Calibrated, Payload, Sometimes
 
 SWITCH_INTERVAL_S = 0.005
 """Python's own, since 3.2."""
@@ -59,7 +59,13 @@ def handovers(setup: Setup) -> float:
 
 def size_bytes(setup: Setup) -> float:
     """Size of the payload, in bytes."""
-    return sum(value.size_bytes for value in setup.args.values() if isinstance(value, Text))
+    size = setup.args.get("size_bytes")
+    return size if isinstance(size, int) else setup.payload_bytes
+
+
+def rtt_ms(setup: Setup) -> float:
+    """Distance to the broker, there and back, in ms."""
+    return setup.rtt_ms or 0.0
 
 
 def prefetch(setup: Setup) -> float:
@@ -69,5 +75,45 @@ def prefetch(setup: Setup) -> float:
 
 AXES: Mapping[str, Callable[[Setup], float]] = {
     axis.__name__: axis
-    for axis in (slots, work_ms, outside_share, switch_interval_ms, hogs, handovers, size_bytes, prefetch)
+    for axis in (slots, work_ms, outside_share, switch_interval_ms, hogs, handovers, size_bytes, prefetch, rtt_ms)
 }
+
+
+def codec(setup: Setup) -> str:
+    """Serializer."""
+    named = setup.args.get("codec")
+    return named if isinstance(named, str) else setup.codec
+
+
+def compression(setup: Setup) -> str:
+    """Compression."""
+    named = setup.args.get("compression")
+    return named if isinstance(named, str) else setup.compression or "none"
+
+
+def shape(setup: Setup) -> str:
+    """Shape of the payload."""
+    named = setup.args.get("shape")
+    shapes = (value.shape for value in setup.args.values() if isinstance(value, Payload))
+    return named if isinstance(named, str) else next(shapes, "")
+
+
+def pool(setup: Setup) -> str:
+    """Pool."""
+    return setup.pool
+
+
+def size_name(setup: Setup) -> str:
+    """Size of the payload."""
+    size = size_bytes(setup)
+    for unit in ("B", "kB"):
+        if size < 1000:
+            return f"{size:g} {unit}"
+        size /= 1000
+    return f"{size:g} MB"
+
+
+NAMES: Mapping[str, Callable[[Setup], str]] = {
+    name.__name__: name for name in (codec, compression, shape, pool, size_name)
+}
+"""What the rows and columns of a heat map can say of a setup."""

@@ -11,22 +11,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import psutil
 import redis
+from celery.exceptions import TimeoutError as CeleryTimeout
 
-from lab import resources
+from lab import resources, wire
 from lab.arenas.celery_worker import APART_QUEUE, CeleryWorkers
 from lab.broker import remove_keys
 from lab.jobs import Jobs
 from lab.model import LabError, Ledger, Run, Setup, Trial
-from lab.observe import Progress, Tapes, job_id, observe
+from lab.observe import Progress, Tapes, ended_numbers, job_id, observe, observe_steps
 from lab.session import Session
 from producer.pacers import Burst
 from producer.publish import Parcel, Sender, Sent, publish
 from tasks.app import make_app
 from tasks.jobs import JOBS
+from tasks.registry import checksum
 from tasks.settings import Settings
 
 LOOK_S = 0.01
@@ -37,6 +40,9 @@ DRAIN_LOOK_S = 0.0025
 """Between two looks at a queue whose drain is timed: the error of the end, against some looks' work for the broker."""
 SETTLE_S = 2.0
 PATIENCE_S = 20.0
+PROBE_QUEUE = "probe"
+"""Where one message of each trial is looked at; no worker serves it."""
+COLLECT_TIMEOUT_S = 30.0
 EMPTY_LOOKS = 3
 """A message is in flight for well under a millisecond; so many looks in a row, 10 ms apart, must find nothing."""
 BROKER_TIMEOUT_S = 30.0
@@ -69,13 +75,17 @@ class Bench:
         setup = trial.setup
         self._jobs = Jobs(session, setup, nonce)
         self._settings = Settings(
-            broker=session.broker.url,
+            broker=session.address(setup),
             key_prefix=f"{session.prefix}{nonce:016x}:",
             preset=setup.preset,
             prefetch=setup.prefetch,
             acks_late=setup.acks_late,
             switch_interval_s=setup.switch_interval_s,
             tape_dir=str(self._tapes.directory) if setup.marks else None,
+            codec=setup.codec,
+            results=None if setup.results is None else setup.results != "ignored",
+            steps=setup.steps,
+            dead_letters=False,
         )
         self._queue = _Queue(session.client, self._settings.key_prefix, _queues(setup, self._settings))
         self._spent: list[tuple[resources.Snapshot, resources.Snapshot]] = []
@@ -83,6 +93,7 @@ class Bench:
         self._snoop = resources.Snoop()
         self._sent: list[Sent] = []
         self._slices: list[_Slice] = []
+        self._collected_s = 0.0
 
     def __enter__(self) -> Bench:
         setup, session = self.trial.setup, self._session
@@ -95,8 +106,9 @@ class Bench:
         )
         try:
             self._warm_up()
-            self._sender = Sender(self._app, self._parcel)
+            self._sender = self._new_sender(self._parcel)
             self._sender.prepare(*self._queue.names)
+            self._message_bytes = self._probe()
             self._progress = Progress(self._tapes, self._jobs.nonce)
         except BaseException:
             self.__exit__(None, None, None)
@@ -112,6 +124,32 @@ class Bench:
     def processes(self) -> list[psutil.Process]:
         """The workers and their children."""
         return self._arena.processes()
+
+    def _new_sender(self, parcel_of: Callable[[int], Parcel]) -> Sender:
+        setup = self.trial.setup
+        return Sender(
+            self._app,
+            parcel_of,
+            serializer=setup.codec,
+            compression=setup.compression,
+            argsrepr=setup.argsrepr,
+            base64=setup.base64,
+            ignore_result=setup.results in {None, "ignored"},
+            # One command a message, as Celery itself sends it, so that commands per job are those of real work.
+            most_in_push=1,
+        )
+
+    def _probe(self) -> dict[str, int]:
+        """Put the first job's message where no worker looks, and see what the broker holds."""
+        sender = self._new_sender(lambda seq: self._parcel(seq)._replace(queue=PROBE_QUEUE))
+        key = self._settings.key_prefix + PROBE_QUEUE
+        try:
+            sender.prepare(PROBE_QUEUE)
+            sender([0])
+            return wire.anatomy(str(self._session.client.lindex(key, 0)).encode())
+        finally:
+            sender.close()
+            self._session.client.delete(key)
 
     def _parcel(self, seq: int) -> Parcel:
         jobs, setup = self._jobs, self.trial.setup
@@ -139,7 +177,7 @@ class Bench:
             parcels = [
                 Parcel(job_id(nonce, seq), job.task_name, name, args) for seq, (name, job, args) in enumerate(kinds)
             ]
-            sender = Sender(self._app, parcels.__getitem__)
+            sender = self._new_sender(parcels.__getitem__)
             sender(range(count))
             sender.close()
             progress = Progress(tapes, nonce)
@@ -170,6 +208,7 @@ class Bench:
         if not sent:
             return  # fewer jobs than parts
         self._own_looks += queue.looks - looks
+        self._collect([s.seq for s in sent])
         asked = resources.counters_after(session.client, local=session.broker.is_local)
         self._spent.append((before, resources.snapshot(self.processes(), others, asked)))
         ends = self._progress.ended_ns()[ended_before:]
@@ -177,6 +216,30 @@ class Bench:
             _Slice(first, len(sent), sent[0].due_ns, drained_ns or max(ends, default=time.monotonic_ns()), drained_ns)
         )
         self._sent += sent
+
+    def _collect(self, seqs: Sequence[int]) -> None:
+        """Read the results as the setup says, and time it. Raises LabError for one that is not there or is wrong."""
+        how, backend = self.trial.setup.results, self._app.backend
+        if how not in {"get", "bulk"}:
+            return
+        ids = [job_id(self._jobs.nonce, seq) for seq in seqs]
+        begun = time.monotonic()
+        try:
+            if how == "get":
+                values = [self._app.AsyncResult(one).get(timeout=COLLECT_TIMEOUT_S) for one in ids]
+            else:
+                found = dict(backend.get_many(ids, timeout=COLLECT_TIMEOUT_S, interval=LOOK_S))
+                values = [found[one]["result"] for one in ids]
+        except (CeleryTimeout, TimeoutError, KeyError):
+            raise LabError(f"{self.trial.setup.label}: not every result was in the backend") from None
+        self._collected_s += time.monotonic() - begun
+        wrong = sum(self._wrong(seq, value) for seq, value in zip(seqs, values, strict=True))
+        if wrong:
+            raise LabError(f"{self.trial.setup.label}: {wrong} of {len(ids)} results are not what the jobs returned")
+
+    def _wrong(self, seq: int, value: Any) -> bool:
+        expected = self._jobs.expected(seq)
+        return expected is not None and checksum(value) != expected
 
     def _send(self, part: int, parts: int, first: int, idle: Callable[[], None]) -> list[Sent]:
         pacer, send = self._jobs.pacer, self._sender
@@ -227,13 +290,19 @@ class Bench:
         shifts = _shifts(self._slices)
         firsts = np.array([s.first for s in self._slices])
         sent = [
-            Sent(s.seq, s.due_ns - shift, s.sent_ns - shift, s.taken_ns - shift)
+            Sent(s.seq, s.due_ns - shift, s.sent_ns - shift, s.taken_ns - shift, s.encoded_ns - shift)
             for s, shift in ((s, int(shifts[np.searchsorted(firsts, s.seq, "right") - 1])) for s in sent)
         ]
         by_mark = shifts[np.searchsorted(firsts, marks["seq"].astype(np.int64), "right") - 1]
         for name in ("received_ns", "started_ns", "ended_ns"):
             marks[name] = np.where(marks[name] == 0, 0, marks[name] - by_mark)
         samples, ledger = observe(sent, marks, expected=self._jobs.expected, beside=self._jobs.beside)
+        steps = None
+        if setup.steps:
+            records = self._tapes.steps(self._jobs.nonce)
+            for name in ("readable_ns", "fetched_ns"):
+                records[name] -= shifts[np.searchsorted(firsts, records["seq"].astype(np.int64), "right") - 1]
+            steps = observe_steps(sent, records, ended_numbers(marks, len(sent)))
         if not setup.marks:
             left = self._queue.held()
             # Without marks the broker's word is all there is: what it no longer holds was acknowledged.
@@ -243,6 +312,9 @@ class Bench:
             max(s.taken_ns for s in self._sent[p.first : p.first + p.count]) - p.start_ns for p in self._slices
         )
         bill = replace(resources.bill(self._arena, spent, sent, samples), fed_s=fed_ns / 1e9)
+        bill = replace(bill, message_bytes=self._message_bytes, sent_by=self._sender.path)
+        if setup.results in {"get", "bulk"}:
+            bill = replace(bill, collect_s=self._collected_s)
         if session.broker.pid is not None:
             own_in, own_out = self._snoop.share(self._own_looks, readings=len(spent))
             queues = len(self._queue.names)
@@ -256,7 +328,9 @@ class Bench:
             drained_s = sum(s.end_ns - s.start_ns for s in self._slices) / 1e9
             bill = replace(bill, drained_s=drained_s, wall_s=bill.wall_s if len(samples) else drained_s)
         words = self._arena.last_words() if ledger.lost else ""
-        return Run(self.trial, samples, ledger, bill, processes=tuple(self._tapes.headers()), last_words=words)
+        return Run(
+            self.trial, samples, ledger, bill, processes=tuple(self._tapes.headers()), last_words=words, steps=steps
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from lab import bill
 from lab.model import Fault, Run
 from lab.stats import quantile
 from producer.pacers import Burst, Closed
 
 MAX_LAG_SHARE = 0.10  # of the latency at the same quantile; beyond it the producer is part of the result
 MAX_FEED_SHARE = 0.50  # of a burst's makespan; beyond it the workers may have waited for the producer
+MAX_APART = 0.02  # of the whole way
 MAX_OTHERS_CORES = 0.25  # more than a quarter of a core used by strangers shifts ratios on a small machine
 MAX_STEAL_CORES = 0.10  # taken by the hypervisor; a run with more measures the neighbours
 
@@ -93,6 +95,21 @@ def impossible_times(run: Run) -> Iterator[str]:
         )
 
 
+def steps_do_not_add_up(run: Run) -> Iterator[str]:
+    """The parts of the jobs' way are the whole way."""
+    if run.steps is None:
+        return
+    whole = float(np.sum(bill.whole_s(run)))
+    apart = abs(sum(float(np.sum(part)) for part in bill.parts_s(run).values()) - whole)
+    missing = int(np.sum(run.steps.finished_ns == 0))
+    if missing or apart > MAX_APART * abs(whole):
+        yield (
+            f"{run.trial.setup.label}: the parts of the jobs' way miss the whole by {apart / (abs(whole) or 1):.1%} "
+            f"(at most {MAX_APART:.0%} is allowed), and {missing} jobs left no steps: run again; if it stays so, this "
+            "version of kombu or Celery moves messages in another way"
+        )
+
+
 def gil_came_back(run: Run) -> Iterator[str]:
     """A free-threaded interpreter stayed free-threaded."""
     # An arm that asks for other packages wants to know what they do.
@@ -112,6 +129,7 @@ CHECKS: tuple[Callable[[Run], Iterator[str]], ...] = (
     late_producer,
     noisy_machine,
     impossible_times,
+    steps_do_not_add_up,
     gil_came_back,
 )
 

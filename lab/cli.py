@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Column, Table
 
+from lab import bench_codecs, bench_publish, dead_letters, environment
 from lab import doctor as doctors
-from lab import environment
 from lab.broker import shown, users_broker
 from lab.children import ROOT
 from lab.compare import compare
@@ -38,7 +38,9 @@ from lab.report.text import render, verdicts
 from lab.report.units import sure
 from lab.store import FILE, load
 from lab.verdict import judge_all
+from producer.publish import NotTaken
 from tasks.pools import EVENTLET_WARNING_FILTER, POOLS
+from tasks.settings import Settings
 
 SCHEMA = 1
 """Of every object that --json prints."""
@@ -48,19 +50,20 @@ MAX_REPEATS = 1000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The experiments there are, and the three of the tour."""
+    """The experiments there are, the three of the tour, and names that stand for several of them."""
 
     experiments: Mapping[str, Experiment]
     tour: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def find(self, names: Sequence[str]) -> tuple[Experiment, ...]:
-        """Experiments by name, each once. Raises BadInput with the nearest match for a name that is none."""
+        """Experiments by name, or by a group's, each once. Raises BadInput with the nearest match for any other."""
+        known = {**self.experiments, **self.groups}
         for name in names:
-            if name not in self.experiments:
-                raise BadInput(
-                    f"there is no experiment {name!r}{nearest(name, self.experiments)}; `sidestep list` names all"
-                )
-        return tuple(self.experiments[name] for name in dict.fromkeys(names))
+            if name not in known:
+                raise BadInput(f"there is no experiment {name!r}{nearest(name, known)}; `sidestep list` names all")
+        spread = (one for name in names for one in self.groups.get(name, (name,)))
+        return tuple(self.experiments[name] for name in dict.fromkeys(spread))
 
     def claim(self, claim_id: str) -> tuple[Experiment, Claim]:
         """A claim by its id. Raises BadInput with the nearest match."""
@@ -316,6 +319,8 @@ def list_(catalogue: Catalogue, want_json: bool) -> None:
         for c in e.claims:
             out.print(f"  {last.get(c.id) or 'not measured':13} {c.id}")
             out.print(Padding(c.says, (0, 0, 0, 16)))
+    for name, parts in catalogue.groups.items():
+        out.print(f"{name}  stands for {', '.join(parts)}", style="bold")
 
 
 def last_verdicts(catalogue: Catalogue) -> dict[str, str]:
@@ -489,6 +494,42 @@ def worker(marks: Path | None, broker: str, force: bool, celery_options: tuple[s
     os.execve(sys.executable, [sys.executable, "-m", "celery", "-A", "tasks", "worker", *celery_options], environ)  # noqa: S606  no shell
 
 
+@cli.group(cls=Verbs)
+def bench() -> None:
+    """Side-by-side tables of ratios, each from one interleaved run."""
+
+
+bench.add_command(bench_publish.publish)
+bench.add_command(bench_codecs.codecs)
+
+
+@cli.command("letters")
+@click.option("--broker", envvar="SIDESTEP_BROKER", required=True)
+@click.option("--prefix", default=Settings().key_prefix, show_default=True, help="Key prefix of the app whose letters.")
+@click.option("--resend", "send_again", is_flag=True, help="Put every letter back on its queue.")
+@as_json
+def letters_(broker: str, prefix: str, send_again: bool, want_json: bool) -> None:
+    """Messages that workers could not read: when, from which queue, and why."""
+    with users_broker(broker, force=True).client() as client:
+        try:
+            found, seen = dead_letters.dead_letters(client, prefix), dead_letters.counts(client, prefix)
+        except ValueError as error:
+            raise BadInput(f"{error}; name the prefix of an app of Sidestep") from None
+        sent = sum(dead_letters.resend(client, prefix, letter) for letter in found) if send_again else 0
+    if want_json:
+        rows = [{"at_s": x.at_s, "queue": x.queue, "reason": x.reason, "worker": x.worker} for x in found]
+        _print_json({"all": seen.all, "dropped": seen.dropped, "resent": sent, "letters": rows})
+        return
+    out = Console(highlight=False, markup=False)
+    if found:
+        table = Table("when", "queue", "bytes", "reason", "worker", box=None, pad_edge=False)
+        for x in found:
+            when = datetime.fromtimestamp(x.at_s).astimezone()
+            table.add_row(f"{when:%Y-%m-%d %H:%M:%S}", x.queue, str(len(x.message)), x.reason, x.worker)
+        out.print(table)
+    out.print(f"{len(found)} kept, {seen.all} ever, {seen.dropped} dropped, {sent} sent again")
+
+
 def runs_home() -> Path:
     """Where suites are kept: SIDESTEP_RUNS, else `runs` here."""
     return Path(os.environ.get("SIDESTEP_RUNS") or "runs")
@@ -526,13 +567,15 @@ def _complain(words: str) -> None:
     print(f"sidestep: {' '.join(words.split())}", file=sys.stderr)
 
 
-def name_variables(group: click.Group) -> None:
+def name_variables(group: click.Group, prefix: str = "SIDESTEP") -> None:
     """Give every option an environment variable named after its long form, such as SIDESTEP_RUN_JSON."""
     for verb, command in group.commands.items():
+        if isinstance(command, click.Group):
+            name_variables(command, f"{prefix}_{verb}".upper())
         for option in command.params:
             if isinstance(option, click.Option) and option.envvar is None:
                 long = max(option.opts, key=len).lstrip("-").replace("-", "_")
-                option.envvar = f"SIDESTEP_{verb}_{long}".upper()
+                option.envvar = f"{prefix}_{verb}_{long}".upper()
             if isinstance(option, click.Option):
                 option.show_envvar = True
 
@@ -540,7 +583,9 @@ def name_variables(group: click.Group) -> None:
 name_variables(cli)
 
 
-def main(experiments: Mapping[str, Experiment], *, tour: Sequence[str]) -> NoReturn:
+def main(
+    experiments: Mapping[str, Experiment], *, tour: Sequence[str], groups: Mapping[str, tuple[str, ...]]
+) -> NoReturn:
     """Run the command line and exit. No traceback leaves it; SIDESTEP_DEBUG=1 lets one through."""
 
     def stop(*_: object) -> NoReturn:
@@ -552,7 +597,7 @@ def main(experiments: Mapping[str, Experiment], *, tour: Sequence[str]) -> NoRet
         cli.main(
             standalone_mode=False,
             prog_name="sidestep",
-            obj=Catalogue(experiments, tuple(tour)),
+            obj=Catalogue(experiments, tuple(tour), groups),
         )
         code = DONE
     except SystemExit as leave:
@@ -566,6 +611,9 @@ def main(experiments: Mapping[str, Experiment], *, tour: Sequence[str]) -> NoRet
         code = COULD_NOT
     except LabError as error:
         _complain(str(error))
+        code = COULD_NOT
+    except NotTaken as error:
+        _complain(f"{error}; finished trials are kept: run again with the same --out")
         code = COULD_NOT
     except (redis.RedisError, OperationalError, KombuError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

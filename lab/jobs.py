@@ -52,12 +52,13 @@ class _Load:
         self.job = JOBS[load.job]
         self._args_of = load.args
         self._units, self._url = session.units(setup, load), session.url(load)
+        self._references = session.references(load)
         self._same = is_same_for_all(load.args)
         self._expected: dict[object, int] = {}
         self._args = self._fill(0)
 
     def _fill(self, number: int) -> dict[str, Any]:
-        return fill(self._args_of, seq=number, units=self._units, url=self._url)
+        return fill(self._args_of, seq=number, units=self._units, url=self._url, references=self._references)
 
     def args(self, number: int) -> dict[str, Any]:
         """The arguments of job number `number` of this load."""
@@ -68,7 +69,8 @@ class _Load:
         if self.job.measures:
             return None
         args = self.args(number)
-        key = tuple(args.values()) if all(isinstance(v, str | int | float) for v in args.values()) else number
+        plain = all(isinstance(value, str | int | float) for value in args.values())
+        key: object = tuple(args.values()) if plain else None if self._same else number
         if key not in self._expected:
             self._expected[key] = checksum(self.job.expect(**args))
         return self._expected[key]

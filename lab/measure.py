@@ -16,7 +16,7 @@ from lab.interpreters import ask, free_threaded, resolve
 from lab.model import FREE_THREADED, BadInput, Experiment, Setup, Suite, Trial
 from lab.plan import expected_s, plan
 from lab.runner import RETAKES, Runner, is_noisy
-from lab.session import Session, open_session
+from lab.session import Session, open_session, written_with
 from lab.store import FILE, SuiteFile, load
 from tasks.pools import POOLS
 
@@ -44,7 +44,8 @@ class Order:
         left_out: dict[str, str] = {}
         for setup in experiment.setups(cores=cores, quick=self.quick):
             if reason := cannot_run(setup, self.python):
-                left_out[f"{experiment.name} · {setup.label}"] = reason
+                with_codec = "" if setup.codec == "json" else f" {setup.codec}"
+                left_out[f"{experiment.name} · {setup.label}{with_codec}"] = reason
             else:
                 able.append(setup)
         repeats = self.repeats_of(experiment)
@@ -58,6 +59,8 @@ def cannot_run(setup: Setup, python: str | None = None) -> str | None:
     """Why the setup cannot run on this installation, or None. `python` is the interpreter of setups that name none."""
     if setup.python == FREE_THREADED and free_threaded() is None:
         return NO_FREE_THREADED
+    if reason := next((row.missing for row in written_with(setup) if row.missing), None):
+        return reason
     if setup.queued:
         pools = (setup.pool, setup.apart) if setup.apart else (setup.pool,)
         return next((reason for pool in pools if (reason := POOLS[pool].missing)), None)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from producer.pacers import Pacer
-from producer.payloads import Args
+from producer.payloads import Args, Payload, Referred, Text
 
 Nanoseconds = NDArray[np.int64]
 Seconds = NDArray[np.float64]
@@ -71,12 +71,36 @@ class Setup:
     apart_concurrency: int = 1
     disable_prefetch: bool = False
     """Workers fetch a job only when a slot is free: Celery's `--disable-prefetch`."""
+    codec: str = "json"
+    """How arguments and results are written: a name in `tasks.codecs.CODECS`."""
+    compression: str | None = None
+    """What the body is compressed with: a name in `tasks.codecs.COMPRESSIONS`, or nothing."""
+    argsrepr: bool = True
+    """Whether a message also holds its arguments as text for people to read, as Celery's own do."""
+    base64: bool = True
+    """Whether the body travels in base64, as kombu does by default; else as it is, if it is text."""
+    results: str | None = None
+    """What becomes of results: one of RESULTS; None is an app without a result backend."""
+    rtt_ms: float | None = None
+    """Put the broker this much farther away, there and back, by a relay; None connects directly."""
+    steps: bool = False
+    """Mark every step of a job's way, from encoding to its stored result, see `Steps`."""
 
     @property
     def loads(self) -> tuple[Load, ...]:
         """The setup's own load, then what runs beside it."""
         own = Load(self.job, self.args, self.pacer)
         return (own, self.beside) if self.beside else (own,)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Size of what its own jobs carry."""
+        return sum(value.size_bytes for value in self.args.values() if isinstance(value, Payload | Text | Referred))
+
+    @property
+    def via(self) -> str | None:
+        """How its own jobs get what they refer to; None where they refer to nothing."""
+        return next((value.via for value in self.args.values() if isinstance(value, Referred)), None)
 
     @property
     def slots(self) -> int:
@@ -95,6 +119,8 @@ class Setup:
         return " ".join(parts)
 
 
+RESULTS = ("ignored", "stored", "get", "bulk")
+"""A backend that a job does not use; one that keeps each result; and results read one by one, or all at once."""
 SINGLE = frozenset({"solo", "serial"})
 FREE_THREADED = "free-threaded"
 """As `Setup.python`: the interpreter without a GIL that is found on PATH; left out where there is none."""
@@ -197,6 +223,40 @@ class Samples:
         return np.maximum(self.service_s - self.cpu_s, 0.0)
 
 
+STEP_COLUMNS = (
+    "encoded_ns",
+    "taken_ns",
+    "readable_ns",
+    "fetched_ns",
+    "peeking_ns",
+    "peeked_ns",
+    "decoding_ns",
+    "decoded_ns",
+    "finished_ns",
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steps:
+    """The steps between a run's samples' own moments, one row a sample, in the same order; ns from the first due.
+
+    Columns are int64 arrays of shape (n,): when the producer had encoded the message, and when the broker had taken it;
+    when the worker saw an answer of the broker, and had read it; when the worker's main process began to decode the
+    body, and had done so; when the job's own slot began and had done so; and when the job's result was stored, which
+    without a backend is its end. A row without steps has zeros.
+    """
+
+    encoded_ns: Nanoseconds
+    taken_ns: Nanoseconds
+    readable_ns: Nanoseconds
+    fetched_ns: Nanoseconds
+    peeking_ns: Nanoseconds
+    peeked_ns: Nanoseconds
+    decoding_ns: Nanoseconds
+    decoded_ns: Nanoseconds
+    finished_ns: Nanoseconds
+
+
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """Every job, accounted for: issued = done + failed + lost. Raises LabError when it does not add up."""
@@ -247,6 +307,12 @@ class Resources:
     gil_enabled: bool = True
     """Inside the worker, after its imports."""
     python: str = ""
+    message_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Size of the first job's message by part, as the broker held it, see `lab.wire`; none without a broker."""
+    sent_by: str = ""
+    """How messages were made: `template`, or `batch: ` and why; empty without a broker. See `producer.publish`."""
+    collect_s: float | None = None
+    """To read all results, where the setup asks for that; not in `wall_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +340,8 @@ class Run:
     """How often the trial was run before, because others used the machine."""
     last_words: str = ""
     """The end of the workers' logs, where jobs are missing."""
+    steps: Steps | None = None
+    """Where the setup asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,14 +388,16 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """The job length in milliseconds from which on `of` finishes more jobs a second than `to`.
+    """The job length, or whatever else `axis` says, from which on `of` finishes more jobs a second than `to`.
 
-    Both hold for setups of several job lengths, the same on both sides. In each repeat the length is read off between
+    Both hold for setups of several lengths, the same on both sides. In each repeat the length is read off between
     the two neighbours where the ratio of the throughputs crosses 1.
     """
 
     of: Selector
     to: Selector
+    axis: str = "work_ms"
+    """A name in `lab.axes.AXES`; in its unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,6 +499,32 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class Stack:
+    """A chart: one bar for every chosen setup, made of `parts` that add up."""
+
+    title: str
+    parts: tuple[str, ...]
+    """Names in `lab.stats.MEASURES`, of one unit, in the order in which they follow each other."""
+    where: Selector = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """A chart: `y` at every pair of two kinds of setups, as a multiple of the lowest in its column."""
+
+    title: str
+    y: str
+    """A name in `lab.stats.MEASURES`; infinite where it could not be done, not a number where it cannot be used."""
+    rows: str
+    """A name in `lab.axes.NAMES`, as are the columns."""
+    columns: str
+    where: Selector = field(default_factory=dict)
+
+
+Chart = Curve | Stack | Heat
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """A question, the trials that could answer it, and what we expect to see."""
 
@@ -443,7 +539,7 @@ class Experiment:
     quick: Mapping[str, Any] = field(default_factory=dict)
     """What `--quick` changes in every setup."""
     quick_repeats: int = 4
-    charts: tuple[Curve, ...] = ()
+    charts: tuple[Chart, ...] = ()
     """Charts beside those that every experiment gets."""
 
     def setups(self, *, cores: int, quick: bool = False) -> list[Setup]:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.model import LabError, Ledger, Samples
+from lab.model import STEP_COLUMNS, LabError, Ledger, Samples, Steps
 from producer.publish import Sent
-from tasks.timeline import CAPACITY, DONE, GIL, HEADER_BYTES, MARK, SCHEMA, TAPE_BYTES, boot_id
+from tasks.steps import STEP
+from tasks.timeline import CAPACITY, DONE, GIL, HEADER_BYTES, MARK, SCHEMA, STEPS, TAPE_BYTES, boot_id
 
 MARKS = np.dtype(
     [
@@ -31,6 +32,22 @@ MARKS = np.dtype(
     ]
 )
 assert MARKS.itemsize == MARK.size  # noqa: S101  the two spellings of a mark must agree
+
+AFTER = ("peeking_ns", "peeked_ns", "decoding_ns", "decoded_ns", "finished_ns")
+STEP_RECORDS = np.dtype(
+    [
+        ("nonce", ">u8"),
+        ("seq", ">u8"),
+        ("readable_ns", "<i8"),
+        ("fetched_ns", "<i8"),
+        *((name, "<u4") for name in AFTER),
+        ("spare", "<u4", (2,)),
+        ("flags", "<u2"),
+        ("reserved", "<u2"),
+    ]
+)
+"""A job's steps, in the place of a mark; those of AFTER count from `fetched_ns`."""
+assert STEP_RECORDS.itemsize == STEP.size == MARK.size  # noqa: S101  a tape holds either
 
 
 def job_id(nonce: int, seq: int) -> str:
@@ -56,7 +73,7 @@ class Tapes:
             # A mark is begun before it is ended, and one after the other: the first without a start ends the tape.
             used = int(np.argmin(marks["started_ns"] != 0)) if marks["started_ns"][-1] == 0 else CAPACITY
             own = np.array(marks[:used][marks["nonce"][:used] == nonce])
-            parts.append((number, own))
+            parts.append((number, own[own["flags"] & STEPS == 0]))
         with_worker = np.dtype([*MARKS.descr, ("worker", "<i8")])
         joined = np.zeros(sum(len(own) for _, own in parts), dtype=with_worker)
         at = 0
@@ -66,6 +83,14 @@ class Tapes:
             joined["worker"][at : at + len(own)] = number
             at += len(own)
         return joined
+
+    def steps(self, nonce: int) -> NDArray[Any]:
+        """The steps of every job of the trial that has finished, in no order."""
+        parts = [np.zeros(0, STEP_RECORDS)]
+        for path in self._whole():
+            records = np.memmap(path, dtype=STEP_RECORDS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
+            parts.append(np.array(records[(records["nonce"] == nonce) & (records["flags"] == STEPS)]))
+        return np.concatenate(parts)
 
     def headers(self) -> list[dict[str, Any]]:
         """What each process said of itself, in the order that `worker` counts.
@@ -105,7 +130,7 @@ class Progress:
                 self._tape[path] = _Reel(path)
         for reel in self._tape.values():
             for mark in reel.ended():
-                if mark["nonce"] == self._nonce:
+                if mark["nonce"] == self._nonce and mark["flags"] != STEPS:
                     self._ended.append(int(mark["ended_ns"]))
         return self._ended
 
@@ -131,6 +156,12 @@ class _Reel:
             else:
                 still.append(index)
         self._under_way = still
+
+
+def ended_numbers(marks: NDArray[Any], issued: int) -> NDArray[np.int64]:
+    """The numbers of the jobs that ended, in order: those of the rows that `observe` returns."""
+    seqs = marks["seq"].astype(np.int64)
+    return np.unique(seqs[(marks["flags"] != 0) & (seqs < issued)])
 
 
 def observe(
@@ -191,6 +222,28 @@ def observe(
         value=np.where(measures[first], one["checksum"].astype(np.int64), 0),
     )
     return samples, ledger
+
+
+def observe_steps(sent: Sequence[Sent], records: NDArray[Any], numbers: NDArray[np.int64]) -> Steps:
+    """The steps of the jobs with these numbers, in their order; a job that left none has zeros.
+
+    Of a job that ran more often than once it is the steps that were written first.
+    """
+    start_ns = sent[0].due_ns if sent else 0
+    _, first = np.unique(records["seq"], return_index=True)
+    one = {int(record["seq"]): record for record in records[first]}
+    columns = {name: np.zeros(len(numbers), np.int64) for name in STEP_COLUMNS}
+    for row, number in enumerate(numbers):
+        if (record := one.get(int(number))) is None:
+            continue
+        fetched = int(record["fetched_ns"]) - start_ns
+        columns["encoded_ns"][row] = sent[number].encoded_ns - start_ns
+        columns["taken_ns"][row] = sent[number].taken_ns - start_ns
+        columns["readable_ns"][row] = int(record["readable_ns"]) - start_ns
+        columns["fetched_ns"][row] = fetched
+        for name in AFTER:
+            columns[name][row] = fetched + int(record[name])
+    return Steps(**columns)
 
 
 def _renumber(values: NDArray[Any]) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 import redis
@@ -29,9 +30,11 @@ from lab.broker import (
     users_broker,
 )
 from lab.children import Children, kill, tree
-from lab.model import LabError, Load, Setup
-from producer.payloads import Calibrated, Upstream, calibrated
+from lab.model import BadInput, LabError, Load, Setup
+from producer.payloads import Calibrated, Referred, Upstream, calibrated
+from tasks.codecs import CODECS, COMPRESSIONS, PACKAGES, Codec, Compression
 from tasks.jobs import JOBS
+from tasks.references import Reference, Where, drop, put
 
 CALIBRATION_TIMEOUT_S = 60
 
@@ -46,6 +49,8 @@ class Session:
     """Tells the user of something that takes long."""
     _units_per_ms: dict[tuple[str, str], float] = field(default_factory=dict)
     _upstreams: dict[float, tuple[str, subprocess.Popen[Any]]] = field(default_factory=dict)
+    _relays: dict[float, tuple[str, subprocess.Popen[Any]]] = field(default_factory=dict)
+    _references: dict[Referred, Reference] = field(default_factory=dict)
     _spinners: list[subprocess.Popen[Any]] = field(default_factory=list)
     _pythons: dict[tuple[object, ...], str] = field(default_factory=dict)
 
@@ -92,7 +97,7 @@ class Session:
     @property
     def helpers(self) -> list[psutil.Process]:
         """Our processes that no trial measures."""
-        servers = [server for _, server in self._upstreams.values()]
+        servers = [server for _, server in (*self._upstreams.values(), *self._relays.values())]
         return [process for helper in (*servers, *self._spinners) for process in tree(helper)]
 
     def python(self, setup: Setup) -> str:
@@ -100,7 +105,9 @@ class Session:
         if setup.python is None and not setup.packages:
             return sys.executable
         path = interpreters.resolve(setup.python)
-        modules = tuple(sorted({need for load in setup.loads if (need := JOBS[load.job].needs)}))
+        needs = {need for load in setup.loads if (need := JOBS[load.job].needs)}
+        needs |= {PACKAGES.get(need, need) for row in written_with(setup) if (need := row.needs)}
+        modules = tuple(sorted(needs))
         pools = (setup.pool, setup.apart) if setup.apart else (setup.pool,)
         key = (path, pools, modules, setup.packages)
         if key not in self._pythons:
@@ -132,6 +139,7 @@ class Session:
         for load in setup.loads:
             self.units(setup, load)
             self.url(load)
+        self.address(setup)
 
     @property
     def calibration(self) -> dict[str, float]:
@@ -155,6 +163,50 @@ class Session:
             raise LabError(f"cannot calibrate {job!r} with {python}: {words[-1] if words else 'it said nothing'}")
         return float(out)
 
+    def references(self, load: Load) -> dict[Referred, Reference]:
+        """What the load's jobs refer to, put where they will find it; it stays there until the session ends."""
+        for value in load.args.values():
+            if isinstance(value, Referred) and value not in self._references:
+                self._references[value] = put(value.via, value.payload, self._where)
+        return self._references
+
+    @property
+    def _where(self) -> Where:
+        return Where(f"{self.prefix}payload:", self.children.directory, self.client)
+
+    def drop_references(self) -> None:
+        """Take away all that `references` has put somewhere."""
+        for reference in self._references.values():
+            drop(reference, self._where)
+        self._references.clear()
+
+    def address(self, setup: Setup) -> str:
+        """URL of the broker for the setup's workers and producer: through a relay where it is to be farther away.
+
+        Raises BadInput for a broker with TLS, whose certificate is for another address than the relay's.
+        """
+        url = self.broker.url
+        if setup.rtt_ms is None:
+            return url
+        parts = urlsplit(url)
+        if parts.scheme != "redis":
+            raise BadInput("a relay cannot stand before a broker with TLS; measure distance without --broker rediss://")
+        if setup.rtt_ms not in self._relays:
+            target = f"{parts.hostname}:{parts.port or 6379}"
+            relay = self.children.start(
+                [sys.executable, "-m", "lab.relay", "--to", target, "--rtt-ms", str(setup.rtt_ms)],
+                stdout=subprocess.PIPE,
+                python_path=_root(),
+                cwd=str(self.children.directory),
+            )
+            assert relay.stdout  # noqa: S101  it was asked for as a pipe
+            port = relay.stdout.readline().strip()
+            if not port:
+                raise LabError("the relay before the broker did not start; is the loopback interface up?")
+            self._relays[setup.rtt_ms] = (f"127.0.0.1:{int(port)}", relay)
+        user, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{user}{at}{self._relays[setup.rtt_ms][0]}"))
+
     def url(self, load: Load) -> str:
         """Where the load's HTTP server listens; empty when it needs none."""
         means = {value.mean_ms for value in load.args.values() if isinstance(value, Upstream)}
@@ -174,6 +226,14 @@ class Session:
                 raise LabError("the HTTP server for `fetch` did not start; is the loopback interface up?")
             self._upstreams[mean_ms] = (f"http://127.0.0.1:{int(port)}/", server)
         return self._upstreams[mean_ms][0]
+
+
+def written_with(setup: Setup) -> list[Codec | Compression]:
+    """The codec and the compression of the setup's messages, and those that its jobs try."""
+    names: list[tuple[object, object]] = [(setup.codec, setup.compression)]
+    names += [(load.args.get("codec"), load.args.get("compression")) for load in setup.loads]
+    codecs = [CODECS[str(codec)] for codec, _ in names if codec in CODECS]
+    return [*codecs, *(COMPRESSIONS[str(name)] for _, name in names if name in COMPRESSIONS)]
 
 
 def _root() -> Path:
@@ -197,6 +257,8 @@ def open_session(
         try:
             yield session
         finally:
+            with contextlib.suppress(redis.RedisError):  # the broker may be why we are leaving
+                session.drop_references()
             if broker.pid is None:
                 with contextlib.suppress(redis.RedisError):  # the broker may be why we are leaving
                     remove_keys(session.client, session.prefix)

@@ -9,8 +9,8 @@ from functools import cache
 
 import numpy as np
 
-from lab import usl
-from lab.axes import work_ms
+from lab import bill, usl
+from lab.axes import AXES
 from lab.model import (
     BreakEven,
     Estimate,
@@ -196,32 +196,35 @@ def _things(run: Run, outcome: Outcome) -> float:
 
 
 MEASURES: Mapping[str, Callable[[Run], float]] = {
-    measure.__name__: measure
-    for measure in (
-        throughput_hz,
-        drain_hz,
-        worker_cpu_s_per_job,
-        pss_bytes,
-        pss_bytes_per_slot,
-        latency_p50_s,
-        latency_p99_s,
-        cores_used,
-        beside_hz,
-        wait_p99_s,
-        held_p50_s,
-        service_p50_s,
-        round_us,
-        gap_p50_s,
-        slots_busy,
-        boot_s,
-        commands_per_job,
-        lost_updates,
-        disorder,
-        gil_on,
-        refused_things,
-        changed_things,
-        not_intact,
-    )
+    **{
+        measure.__name__: measure
+        for measure in (
+            throughput_hz,
+            drain_hz,
+            worker_cpu_s_per_job,
+            pss_bytes,
+            pss_bytes_per_slot,
+            latency_p50_s,
+            latency_p99_s,
+            cores_used,
+            beside_hz,
+            wait_p99_s,
+            held_p50_s,
+            service_p50_s,
+            round_us,
+            gap_p50_s,
+            slots_busy,
+            boot_s,
+            commands_per_job,
+            lost_updates,
+            disorder,
+            gil_on,
+            refused_things,
+            changed_things,
+            not_intact,
+        )
+    },
+    **bill.MEASURES,
 }
 
 
@@ -280,10 +283,11 @@ def _levels(level: Level, runs: Iterable[Run]) -> list[float]:
 def _crossings(even: BreakEven, runs: Iterable[Run]) -> list[float]:
     runs = list(runs)
     of, to = _by_repeat(runs, even.of), _by_repeat(runs, even.to)
+    at = AXES[even.axis]
     found = (
         crossing(
-            {work_ms(run.trial.setup): throughput_hz(run) for run in some},
-            {work_ms(run.trial.setup): throughput_hz(run) for run in to.get(repeat, ())},
+            {at(run.trial.setup): throughput_hz(run) for run in some},
+            {at(run.trial.setup): throughput_hz(run) for run in to.get(repeat, ())},
         )
         for repeat, some in of.items()
     )

@@ -7,6 +7,8 @@ Schema 1 (Sidestep 0.1):
     the runs.
 Schema 2: setups also hold packages, beside, apart, apart_concurrency and disable_prefetch; samples have the columns
     `beside` and `value`, which are all 0 in a suite of schema 1.
+Schema 3: setups also hold codec, compression, argsrepr, base64, results, rtt_ms and steps; resources hold
+    message_bytes, sent_by and collect_s; a run may hold `steps`, with one column a name of STEP_COLUMNS, as `samples`.
 A later version reads every earlier schema. `suite.json.xz` is such a file compressed by xz.
 """
 
@@ -30,6 +32,7 @@ from numpy.typing import NDArray
 from lab.checks import faults
 from lab.model import (
     SAMPLE_COLUMNS,
+    STEP_COLUMNS,
     BadInput,
     FrozenArgs,
     LabError,
@@ -39,6 +42,7 @@ from lab.model import (
     Run,
     Samples,
     Setup,
+    Steps,
     Suite,
     Trial,
 )
@@ -47,7 +51,7 @@ from producer.pacers import Pacer
 
 _T = TypeVar("_T")
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "suite.json"
 PACKED = f"{FILE}.xz"
 """The same file, compressed: to be kept and shown around. Only `load` knows it."""
@@ -68,6 +72,9 @@ _KINDS: dict[str, type[Any]] = {
         payloads.Sometimes,
         payloads.Upstream,
         payloads.Text,
+        payloads.Payload,
+        payloads.Referred,
+        payloads.Cycle,
         Load,
     )
 }
@@ -174,6 +181,7 @@ def _run_to_json(run: Run) -> dict[str, Any]:
         "retakes": run.retakes,
         "last_words": run.last_words,
         "samples": {"n": len(run.samples), **{name: encode(getattr(run.samples, name)) for name in SAMPLE_COLUMNS}},
+        **({"steps": {name: encode(getattr(run.steps, name)) for name in STEP_COLUMNS}} if run.steps else {}),
     }
 
 
@@ -188,7 +196,8 @@ def _run_from_json(raw: Mapping[str, Any], schema: int) -> Run:
         name: np.zeros(samples["n"], np.int64) if schema < 2 and name in SINCE_2 else decode(samples[name])
         for name in SAMPLE_COLUMNS
     }
-    if {len(column) for column in columns.values()} != {samples["n"]}:
+    steps = {name: decode(text) for name, text in raw["steps"].items()} if "steps" in raw else {}
+    if {len(column) for column in (*columns.values(), *steps.values())} != {samples["n"]}:
         raise ValueError("columns of unequal length")
     run = Run(
         trial=_checked(Trial(trial["experiment"], setup, trial["repeat"])),
@@ -198,6 +207,7 @@ def _run_from_json(raw: Mapping[str, Any], schema: int) -> Run:
         processes=tuple(raw["processes"]),
         retakes=raw["retakes"],
         last_words=raw["last_words"],
+        steps=Steps(**steps) if steps else None,
     )
     # Found again, like verdicts: a better check judges old runs too.
     return dataclasses.replace(_checked(run), faults=faults(run))

@@ -9,7 +9,6 @@ import math
 import os
 import re
 import sys
-import uuid
 from typing import Any, NoReturn
 
 import click
@@ -18,7 +17,8 @@ from kombu.exceptions import KombuError, OperationalError
 
 from producer.pacers import Burst, Constant, Pacer, PacerError, Poisson
 from producer.payloads import Args, Calibrated, EachJob, fill
-from producer.publish import Parcel, Sender, Sent, publish
+from producer.publish import NotTaken, Parcel, Sender, Sent, publish
+from producer.template import ids
 from tasks.calibrate import units_per_ms
 from tasks.jobs import JOBS
 from tasks.settings import Settings, SettingsError
@@ -125,34 +125,40 @@ def cli(
         raise click.UsageError(
             f"job {job_name!r} does not take these arguments ({error}); set them with --arg name=value"
         ) from None
-    sent = _send(Settings(broker=broker, queue=queue), job.task_name, args, units, pacer)
+    sent, path = _send(Settings(broker=broker, queue=queue), job.task_name, args, units, pacer)
     if not sent:
         raise click.UsageError(f"this load makes no job in {duration_s:g} s; raise --rate or --for")
     lags_ms = sorted((s.sent_ns - s.due_ns) / 1e6 for s in sent)
     lag = {name: round(lags_ms[min(len(lags_ms) - 1, int(q * len(lags_ms)))], 3) for name, q in _QUANTILES.items()}
     if want_json:
-        print(json.dumps({"schema": 1, "job": job_name, "sent": len(sent), "lag_ms": lag}))
+        print(json.dumps({"schema": 1, "job": job_name, "sent": len(sent), "path": path, "lag_ms": lag}))
     else:
         print(f"sent {len(sent)} {job_name!r} jobs; lag p50 {lag['p50']} ms, p99 {lag['p99']} ms, max {lag['max']} ms")
+        if path != "template":
+            print(f"sent by kombu's {path}")
 
 
 _QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
 
-def _send(settings: Settings, task_name: str, args: Args, units: dict[Calibrated, int], pacer: Pacer) -> list[Sent]:
+def _send(
+    settings: Settings, task_name: str, args: Args, units: dict[Calibrated, int], pacer: Pacer
+) -> tuple[list[Sent], str]:
     from tasks.app import make_app  # noqa: PLC0415  a quarter of a second that --help need not wait for
 
     app = make_app(settings)
     # Fail at once where there is no broker, instead of trying for ever.
     app.connection_for_write().ensure_connection(max_retries=1, timeout=3).release()
 
+    fresh = ids()
+
     def parcel(seq: int) -> Parcel:
-        return Parcel(str(uuid.uuid4()), task_name, settings.queue, fill(args, seq=seq, units=units, url=""))
+        return Parcel(next(fresh), task_name, settings.queue, fill(args, seq=seq, units=units, url=""))
 
     sender = Sender(app, parcel)
     try:
         sender.prepare(settings.queue)
-        return list(publish(pacer, sender))
+        return list(publish(pacer, sender)), sender.path
     finally:
         sender.close()
         app.close()
@@ -170,6 +176,9 @@ def main() -> NoReturn:
         print(f"producer: {' '.join(error.format_message().split())}", file=sys.stderr)
         code = COULD_NOT
     except (SettingsError, PacerError) as error:
+        print(f"producer: {error}", file=sys.stderr)
+        code = COULD_NOT
+    except NotTaken as error:
         print(f"producer: {error}", file=sys.stderr)
         code = COULD_NOT
     except (OperationalError, KombuError, redis.RedisError, OSError) as error:

@@ -6,6 +6,9 @@ import random
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+
+from tasks.shapes import make
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,46 @@ class Text:
     seed: int = 0
 
 
-Value = int | float | str | bool | None | EachJob | Calibrated | Sometimes | Upstream | Text
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Stands for a value of this shape and size, drawn with `seed`: see `tasks.shapes`."""
+
+    shape: str
+    size_bytes: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Referred:
+    """Stands for a reference to a payload of bytes, which whoever sends the jobs has put there: `tasks.references`."""
+
+    via: str
+    size_bytes: int
+    seed: int = 0
+
+    @property
+    def payload(self) -> bytes:
+        """What is to be put there."""
+        made: bytes = make("bytes", self.size_bytes, self.seed)
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """Stands for these values in turn: job number `seq` gets number `seq` modulo their count."""
+
+    values: tuple[str | int, ...]
+
+
+Value = (
+    int | float | str | bool | None | EachJob | Calibrated | Sometimes | Upstream | Text | Payload | Referred | Cycle
+)
 Args = Mapping[str, Value]
 
 
 def is_same_for_all(args: Args) -> bool:
     """Whether every job gets the same arguments."""
-    return not any(isinstance(value, EachJob | Sometimes) for value in args.values())
+    return not any(isinstance(value, EachJob | Sometimes | Cycle) for value in args.values())
 
 
 def calibrated(args: Args) -> set[Calibrated]:
@@ -72,10 +108,18 @@ def calibrated(args: Args) -> set[Calibrated]:
     return found
 
 
-def fill(args: Args, *, seq: int, units: Mapping[Calibrated, int], url: str) -> dict[str, object]:
-    """The arguments of job number `seq`: plain JSON values.
+def fill(
+    args: Args,
+    *,
+    seq: int,
+    units: Mapping[Calibrated, int],
+    url: str,
+    references: Mapping[Referred, Mapping[str, object]] = MappingProxyType({}),
+) -> dict[str, object]:
+    """The arguments of job number `seq`: plain JSON values, but for bytes in a Payload of bytes.
 
-    `units` says how much work each amount is here, `url` where the lab's HTTP server listens.
+    `units` says how much work each amount is here, `url` where the lab's HTTP server listens, `references` what is to
+    be found where.
     """
     filled: dict[str, object] = {}
     for name, value in args.items():
@@ -90,6 +134,12 @@ def fill(args: Args, *, seq: int, units: Mapping[Calibrated, int], url: str) -> 
                 filled[name] = url
             case Text(size_bytes, seed):
                 filled[name] = "".join(random.Random(seed).choices(string.ascii_letters, k=size_bytes))
+            case Payload(shape, size_bytes, seed):
+                filled[name] = make(shape, size_bytes, seed)
+            case Referred():
+                filled[name] = dict(references[value])
+            case Cycle(values):
+                filled[name] = values[seq % len(values)]
             case _:
                 filled[name] = value
     return filled

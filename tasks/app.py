@@ -8,22 +8,27 @@ from typing import Any
 from celery import Celery
 
 from tasks import hooks
+from tasks.codecs import accepted, register
 from tasks.jobs import JOBS
 from tasks.settings import PRESETS, Settings, SettingsError, from_env
 
 
 def make_app(settings: Settings, *, socket_timeout_s: float | None = None, mark: hooks.Mark | None = None) -> Celery:
-    """An app with every job registered, JSON only, and no result backend: marks carry what results would.
+    """An app with every job registered, that accepts JSON and the settings' codec.
+
+    It has a result backend only if the settings ask for one: marks carry what results would.
 
     `socket_timeout_s` bounds the wait for one answer of the broker; Celery's own default waits for ever. `mark` comes
     from `hooks.connect`, in a worker.
     """
+    register(settings.codec)
     app = Celery("sidestep", broker=settings.broker, set_as_current=False)
     options: dict[str, Any] = {
         "task_default_queue": settings.queue,
-        "task_serializer": "json",
-        "accept_content": ["json"],
-        "task_ignore_result": True,
+        "task_serializer": settings.codec,
+        "result_serializer": settings.codec,
+        "accept_content": accepted(settings.codec),
+        "task_ignore_result": not settings.results,
         "broker_connection_retry_on_startup": True,
         "worker_hijack_root_logger": True,
         **PRESETS[settings.preset],
@@ -38,6 +43,11 @@ def make_app(settings: Settings, *, socket_timeout_s: float | None = None, mark:
         options["worker_prefetch_multiplier"] = settings.prefetch
     if settings.acks_late is not None:
         options["task_acks_late"] = settings.acks_late
+    if settings.results is not None:
+        options["result_backend"] = settings.broker
+        options["result_backend_transport_options"] = {"global_keyprefix": settings.key_prefix}
+        # Else each greenlet opens a connection of its own and leaves it open (celery/celery#7960).
+        options["result_backend_thread_safe"] = True
     app.conf.update(options)
     for job in JOBS.values():
         app.task(name=job.task_name, bind=mark is not None)(mark(job) if mark else job.run)
@@ -52,4 +62,9 @@ def app_from_env() -> Celery:
         # A worker started by hand must say one clear line, not a traceback from inside an import.
         print(f"sidestep: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    return make_app(settings, mark=hooks.connect(settings))
+    app = make_app(settings, mark=hooks.connect(settings))
+    if settings.dead_letters:
+        from tasks import dead_letters  # noqa: PLC0415  it brings the worker's half of Celery
+
+        dead_letters.connect(app)
+    return app

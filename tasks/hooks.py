@@ -12,8 +12,10 @@ from typing import Any
 
 from celery import signals
 
+from tasks.codecs import register
 from tasks.registry import Job
 from tasks.settings import Settings
+from tasks.steps import Steps
 from tasks.timeline import Tape, cpu_ns, end, gil_enabled, now_ns, python_version
 
 RECEIVED = "sidestep_received_ns"
@@ -41,6 +43,9 @@ def connect(settings: Settings) -> Mark | None:
         return None
     marker = Marker(settings.tape_dir)
     signals.task_received.connect(marker.received, weak=False)
+    if settings.steps:
+        register(settings.codec)  # its decoder must be there to be timed
+        marker.steps().connect()
     return marker.around
 
 
@@ -49,6 +54,10 @@ class Marker:
 
     def __init__(self, tape_dir: str) -> None:
         self._tape = Tape(tape_dir, {})
+
+    def steps(self) -> Steps:
+        """The job's steps, on the same tape."""
+        return Steps(self._tape, _id_bytes)
 
     def received(self, request: Any, **_: Any) -> None:
         """Remember when the worker got the message; a receiver of Celery's `task_received`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import http.client
 import os
-import threading
 import time
+from functools import cache
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -41,17 +41,16 @@ def fetch(url: str, key: int) -> str:
         connection.close()
 
 
-_clients = threading.local()
-
-
+@cache
 def redis_client() -> Any:
-    """A client of the broker, one for each thread."""
-    client = getattr(_clients, "client", None)
-    if client is None:
-        import redis  # noqa: PLC0415  only these jobs need a client of their own
+    """A client of the broker, one for the process.
 
-        _clients.client = client = redis.Redis.from_url(os.environ["SIDESTEP_BROKER"])
-    return client
+    It lends each thread or greenlet a connection and takes it back: one for each thread would be a new connection for
+    each job of a green pool. After a fork it opens connections of its own.
+    """
+    import redis  # noqa: PLC0415  only these jobs need a client of their own
+
+    return redis.Redis.from_url(os.environ["SIDESTEP_BROKER"])
 
 
 @job(Nature.WAITS, expect=lambda key: str(key))  # noqa: PLW0108  the argument is passed by name

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
+from tasks.codecs import CODECS
+
 ENV_PREFIX = "SIDESTEP_"
 
 
@@ -51,12 +53,24 @@ class Settings:
     """`sys.setswitchinterval` of the worker. None leaves Python's own, 5 ms."""
     tape_dir: str | None = None
     """Where workers leave their marks; None means no marks are made."""
+    codec: str = "json"
+    """How arguments and results are written; workers accept it beside JSON. Pickles only if it is named here."""
+    results: bool | None = None
+    """Whether results are kept in the broker; None is an app without a result backend."""
+    steps: bool = False
+    """Mark every step of a job's way through the worker; needs `tape_dir`."""
+    dead_letters: bool = True
+    """Keep messages that cannot be read, see `tasks.dead_letters`. Off, a worker is as Celery made it."""
     ready_fd: int | None = None
     """An inherited file descriptor to write one line to when the worker is ready."""
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise SettingsError(f"preset {self.preset!r} is unknown; choose one of: {', '.join(PRESETS)}")
+        if self.codec not in CODECS:
+            raise SettingsError(f"codec {self.codec!r} is unknown; choose one of: {', '.join(CODECS)}")
+        if why := CODECS[self.codec].missing:
+            raise SettingsError(f"codec {self.codec!r} cannot be used here: {why}")
         try:
             scheme = urlsplit(self.broker).scheme
             _ = urlsplit(self.broker).port
@@ -91,6 +105,9 @@ _READERS: dict[str, tuple[Any, str]] = {
     "prefetch": (int, "a whole number"),
     "acks_late": (_flag, "1 or 0"),
     "switch_interval_s": (float, "a number of seconds"),
+    "results": (_flag, "1 or 0"),
+    "steps": (_flag, "1 or 0"),
+    "dead_letters": (_flag, "1 or 0"),
     "ready_fd": (int, "a file descriptor"),
 }
 

@@ -29,8 +29,9 @@ MARK = struct.Struct("<16s4qQIHH")
 
 TAPE_BYTES = HEADER_BYTES + CAPACITY * MARK.size
 
-DONE, FAILED, GIL = 1, 2, 4
-"""Flags: the job returned; the job raised; this interpreter had its GIL switched on when the job ended."""
+DONE, FAILED, GIL, STEPS = 1, 2, 4, 8
+"""Flags: the job returned; the job raised; this interpreter had its GIL switched on when the job ended; the record is
+no mark but the job's steps, see `tasks.steps`."""
 
 
 _ask_gil = getattr(sys, "_is_gil_enabled", None)  # Python 3.13 and later

@@ -9,8 +9,9 @@ from itertools import islice
 import numpy as np
 
 from lab.axes import work_ms_of
-from lab.model import Experiment, Ledger, Load, Resources, Run, Samples, Setup, Suite, Trial
-from producer.payloads import Upstream
+from lab.model import STEP_COLUMNS, Experiment, Ledger, Load, Resources, Run, Samples, Setup, Steps, Suite, Trial
+from lab.wire import PARTS
+from producer.payloads import Cycle, Upstream
 from tests.fakes import make_samples
 
 MOST_JOBS = 250
@@ -58,8 +59,18 @@ def plausible_run(trial: Trial, *, cores: int = 2) -> Run:
         drained_s=last_s + 0.001 if setup.watch_broker else None,
         gil_enabled=setup.python is None,
         python="3.13.5" if setup.python is None else "3.14.0t",
+        message_bytes=dict.fromkeys(PARTS, 200) | {"body": 100 + setup.payload_bytes} if setup.queued else {},
+        collect_s=n * {"get": 0.002, "bulk": 0.0002}[setup.results] if setup.results in {"get", "bulk"} else None,
     )
-    return Run(trial, samples, Ledger(n, n, 0, 0), resources)
+    return Run(trial, samples, Ledger(n, n, 0, 0), resources, steps=_steps(samples) if setup.steps else None)
+
+
+def _steps(samples: Samples) -> Steps:
+    """Evenly from sent to started, and a moment after the end."""
+    between = STEP_COLUMNS[:-1]
+    way = samples.started_ns - samples.sent_ns
+    moments = {name: samples.sent_ns + way * i // len(STEP_COLUMNS) for i, name in enumerate(between, start=1)}
+    return Steps(**moments, finished_ns=samples.ended_ns + 50_000)
 
 
 def _rows(
@@ -87,6 +98,10 @@ def _samples(rows: Sequence[tuple[float, float, float, int, int]], setup: Setup)
     due, start, end, slot, beside = (np.array(column) for column in zip(*rows, strict=True))
     rounds = setup.args.get("rounds")
     counted = np.arange(1, len(rows) + 1) * (rounds if isinstance(rounds, int) else 0)
+    step, size = setup.args.get("step"), setup.args.get("size_bytes")
+    if isinstance(step, Cycle) and isinstance(size, int):
+        counted = np.array([{"encode": 3, "decode": 5, "size": 1}[str(name)] * size for name in step.values])
+        counted = np.resize(counted, len(rows)) + len(repr(setup)) % 7
     parallel = setup.pool in APART
     return make_samples(
         due_ns=_ns(due),

@@ -16,7 +16,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lab.checks import faults
-from lab.model import FREE_THREADED, Experiment, Ledger, Load, Nanoseconds, Resources, Run, Samples, Setup, Suite, Trial
+from lab.model import (
+    FREE_THREADED,
+    Experiment,
+    Ledger,
+    Load,
+    Nanoseconds,
+    Resources,
+    Run,
+    Samples,
+    Setup,
+    Steps,
+    Suite,
+    Trial,
+)
 from lab.plan import plan
 from producer.pacers import merged
 from producer.payloads import Calibrated, Sometimes, Upstream
@@ -31,6 +44,14 @@ QUEUE_S, BARE_S = 0.0005, 0.00005
 BOOT_S, FORK_S = 0.6, 0.02
 """To start a worker, and each of its processes."""
 BASE_PSS_BYTES, PROCESS_PSS_BYTES, THREAD_PSS_BYTES = 60_000_000, 20_000_000, 100_000
+BYTE_S = 1e-8
+"""To encode or decode one byte of a payload, to put it into base64 or out again, to copy it through a pipe."""
+FAST_BYTE_S = 1e-9
+"""The same for every codec but kombu's JSON."""
+STEP_S = 0.0001
+"""What each part of a job's way takes beside that."""
+PIPE_S = 0.0003
+"""Into a process of its own."""
 AHEAD = 4
 """Jobs that a worker fetches ahead, per slot, unless told otherwise: Celery's own multiplier."""
 
@@ -59,6 +80,9 @@ def simulate(
     block = random.Random(f"{seed} {trial.experiment} {trial.repeat}").lognormvariate(0, block_noise)
     pace = block * rng.lognormvariate(0, run_noise)
     own_s = (QUEUE_S if setup.queued else BARE_S) + (mark_s if setup.marks else 0.0)
+    way_s = {name: seconds * pace for name, seconds in _way_s(setup).items()}
+    if setup.queued and not setup.steps:
+        own_s += 6 * setup.payload_bytes * BYTE_S
 
     worker = _Station(setup, cores=cores, gil=gil)
     apart = _Station(_apart(setup), cores=cores, gil=gil, first_worker=1000) if setup.apart else worker
@@ -69,10 +93,18 @@ def simulate(
         factor = pace * rng.lognormvariate(0, job_noise)
         inside_s, outside_s = (seconds * factor for seconds in _computes_s(load, number, own_s))
         waits_s = _wait_s(load) * rng.lognormvariate(0, job_noise)
-        life = (apart if which else worker).does(sent_s, inside_s, outside_s, waits_s)
+        station = apart if which else worker
+        life = station.does(
+            sent_s,
+            inside_s,
+            outside_s,
+            waits_s,
+            comes_s=sum(way_s[name] for name in COMES) if way_s else NETWORK_S,
+            enters_s=sum(way_s[name] for name in ENTERS) if way_s else 0.0,
+        )
         heapq.heappush(ends, life[2])
         rows.append((due, sent_s, *life, which))
-    return _run(trial, rows, gil=gil)
+    return _run(trial, rows, gil=gil, way_s=way_s)
 
 
 def run_experiment(
@@ -88,6 +120,49 @@ def run_experiment(
         seed=0,
         repeats={experiment.name: 1 + max(trial.repeat for trial in trials)},
         quick=quick,
+    )
+
+
+COMES = ("encode", "publish", "wait", "fetch", "register", "peek")
+ENTERS = ("hop", "decode", "call")
+
+
+def _way_s(setup: Setup) -> dict[str, float]:
+    """How long each part of a job's way takes, from sent to started; nothing where steps are not asked for."""
+    if not setup.steps:
+        return {}
+    coding_s = setup.payload_bytes * (BYTE_S if setup.codec == "json" else FAST_BYTE_S)
+    copying_s, rtt_s = setup.payload_bytes * BYTE_S, (setup.rtt_ms or 0.0) / 1e3
+    pipe_s = PIPE_S + copying_s if _is_parallel(setup) else 0.0
+    return {
+        "encode": STEP_S + coding_s + copying_s,
+        "publish": STEP_S + rtt_s,
+        "wait": 0.0,
+        "fetch": STEP_S,
+        "register": STEP_S + copying_s + rtt_s,
+        "peek": coding_s,
+        "hop": STEP_S + pipe_s,
+        "decode": coding_s,
+        "call": STEP_S,
+    }
+
+
+def _steps(setup: Setup, sent: Nanoseconds, started: Nanoseconds, ended: Nanoseconds, way_s: dict[str, float]) -> Steps:
+    ns = {name: round(seconds * 1e9) for name, seconds in way_s.items()}
+    # Back from the start, for a job may have waited for its slot; forward from the producer.
+    encoded = sent + ns["encode"]
+    taken = encoded + ns["publish"]
+    decoded = started - ns["call"]
+    return Steps(
+        encoded_ns=encoded,
+        taken_ns=taken,
+        readable_ns=taken + ns["wait"],
+        fetched_ns=taken + ns["wait"] + ns["fetch"],
+        peeking_ns=taken + ns["wait"] + ns["fetch"] + ns["register"],
+        peeked_ns=taken + ns["wait"] + ns["fetch"] + ns["register"] + ns["peek"],
+        decoding_ns=decoded - ns["decode"],
+        decoded_ns=decoded,
+        finished_ns=ended + (round(STEP_S * 1e9) if setup.results == "stored" else 0),
     )
 
 
@@ -181,12 +256,17 @@ class _Station:
         elif setup.queued and setup.prefetch != 0:  # Celery takes 0 for no limit
             self._ahead = slots * (setup.prefetch or AHEAD)
 
-    def does(self, sent_s: float, inside_s: float, outside_s: float, waits_s: float) -> tuple[float, ...]:
-        """When the job is received, started and ended, what it computes, and which worker and thread it runs in."""
+    def does(
+        self, sent_s: float, inside_s: float, outside_s: float, waits_s: float, *, comes_s: float, enters_s: float
+    ) -> tuple[float, ...]:
+        """When the job is received, started and ended, what it computes, and which worker and thread it runs in.
+
+        `comes_s` is from sent to received, `enters_s` from received to started where a slot is free.
+        """
         node = min(self._nodes, key=lambda node: (max(sent_s, node.room_s(self._ahead)), len(node.left_s)))
-        received = max(sent_s, node.room_s(self._ahead)) + (NETWORK_S if self._queued else 0.0)
+        received = max(sent_s, node.room_s(self._ahead)) + (comes_s if self._queued else 0.0)
         free, slot = heapq.heappop(node.slots)
-        started = at = max(received, free)
+        started = at = max(received, free) + enters_s
         alone_s = inside_s + outside_s if self._green else inside_s if self._alone else 0.0
         beside_s = inside_s + outside_s - alone_s
         if alone_s:
@@ -204,7 +284,7 @@ class _Station:
         return received, started, ended, alone_s + beside_s, self._first_worker + worker, self._first_worker + thread
 
 
-def _run(trial: Trial, rows: list[tuple[float, ...]], *, gil: bool) -> Run:
+def _run(trial: Trial, rows: list[tuple[float, ...]], *, gil: bool, way_s: dict[str, float]) -> Run:
     setup = trial.setup
     columns = np.array(rows)
     due, sent, received, started, ended, computed = (
@@ -240,6 +320,7 @@ def _run(trial: Trial, rows: list[tuple[float, ...]], *, gil: bool) -> Run:
             gil_enabled=gil,
             python="3.13.5" if gil else "3.13.5t",
         ),
+        steps=_steps(setup, sent, started, ended, way_s) if way_s else None,
     )
     return replace(run, faults=faults(run))
 

@@ -5,10 +5,21 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from lab.checks import CHECKS, faults, gil_came_back, impossible_times, incomplete_ledger, late_producer, noisy_machine
-from lab.model import SAMPLE_COLUMNS, FrozenArgs, Ledger, Load, Run, Samples
+from lab.checks import (
+    CHECKS,
+    faults,
+    gil_came_back,
+    impossible_times,
+    incomplete_ledger,
+    late_producer,
+    noisy_machine,
+    steps_do_not_add_up,
+)
+from lab.model import SAMPLE_COLUMNS, STEP_COLUMNS, FrozenArgs, Ledger, Load, Run, Samples, Setup, Steps, Trial
 from producer.pacers import Burst, Closed, Constant
+from producer.payloads import Payload
 from tests.fakes import SETUP, make_resources, make_run, make_samples
+from tests.simulator import simulate
 
 MS = 1_000_000
 CONSTANT, BURST, CLOSED = (replace(SETUP, pacer=pacer) for pacer in (Constant(100, 1), Burst(100), Closed(2, 100)))
@@ -78,6 +89,15 @@ def machine(wall_s: float = 10.0, *, others_cpu_s: float | None = 0.0, steal_s: 
 
 ALL_FINE = ledger()
 
+
+def with_steps(**moved_ns: int) -> Run:
+    """A run of which every step is known, some of them moved by so much."""
+    setup = Setup(job="echo", args=FrozenArgs({"payload": Payload("text", 100)}), pacer=Constant(20, 1), steps=True)
+    run = simulate(Trial("t", setup, 0))
+    columns = {name: getattr(run.steps, name) + moved_ns.get(name, 0) for name in STEP_COLUMNS}
+    return replace(run, steps=Steps(**columns))
+
+
 CASES = {
     "lost": Case(incomplete_ledger, ledger(done=3, lost=1), "1 of 4 jobs", ALL_FINE),
     "failed": Case(incomplete_ledger, ledger(done=2, failed=2), "2 of 4 jobs", ALL_FINE),
@@ -101,6 +121,12 @@ CASES = {
         "sent half of its jobs 15.0 ms or more late",
         # A slip of 1 % beside latencies a hundred times as long moves neither of the two
         make_run(setup=CONSTANT, samples=slow_and_lagging(12.4)),
+    ),
+    "steps that run backwards": Case(
+        steps_do_not_add_up,
+        with_steps(decoded_ns=-50 * MS),
+        "miss the whole",
+        with_steps(decoded_ns=0),
     ),
     "lag of a queued load": Case(
         late_producer,

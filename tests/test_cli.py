@@ -13,6 +13,7 @@ import pytest
 
 from experiments import EXPERIMENTS
 from lab.children import ROOT
+from lab.report.figures import bound
 from lab.store import load
 
 COMMAND = (sys.executable, "-m", "experiments")
@@ -88,7 +89,7 @@ def test_explain_says_everything_about_every_claim():
         for claim in experiment.claims[:2]:
             words = json.loads(sidestep("explain", claim.id, "--json").stdout)
             assert words["claim"] == claim.says
-            assert f"{claim.at_least if claim.at_most == float('inf') else claim.at_most:g}" in words["prediction"]
+            assert bound(claim) in words["prediction"]
             assert words["what would refute it"]
             assert words["what to do about it"] == claim.advice
 

@@ -12,13 +12,15 @@ from rich.console import Console
 
 from experiments import EXPERIMENTS, TOUR
 from lab import usl
-from lab.axes import AXES, work_ms
+from lab.axes import AXES, NAMES
+from lab.bill import PART_NAMES
 from lab.model import (
     BreakEven,
     Claim,
     Experiment,
     Finding,
     FrozenArgs,
+    Heat,
     Level,
     Load,
     Ratio,
@@ -26,6 +28,7 @@ from lab.model import (
     ScalingLaw,
     Selector,
     Setup,
+    Stack,
     Suite,
     Trial,
     Verdict,
@@ -99,9 +102,9 @@ def test_a_claim_looks_at_setups_that_are_measured(experiment: Experiment, cores
                 assert_seen(claim, measure, looked_at)
             case Level(measure):
                 assert_seen(claim, measure, looked_at)
-            case BreakEven():
-                # And a break-even has the same job lengths on both sides, each once
-                left, right = (sorted(map(work_ms, side)) for side in looked_at)
+            case BreakEven(axis=axis):
+                # And a break-even has the same lengths on both sides, each once
+                left, right = (sorted(map(AXES[axis], side)) for side in looked_at)
                 assert left == right, claim.id
                 assert len(set(left)) == len(left) > 1, claim.id
             case ScalingLaw():
@@ -122,7 +125,9 @@ def assert_seen(claim: Claim, measure: str, looked_at: Sequence[set[Setup]]) -> 
         assert setup.beside or measure != "beside_hz", claim.id
         assert isinstance(setup.args.get("rounds"), int) or measure not in {"round_us", "lost_updates"}, claim.id
         assert JOBS[setup.job].measures or measure != "lost_updates", claim.id
-        assert setup.queued or measure not in {"held_p50_s", "commands_per_job"}, claim.id
+        assert setup.queued or measure not in {"held_p50_s", "commands_per_job", *OF_A_MESSAGE}, claim.id
+        assert setup.steps or measure not in OF_STEPS, claim.id
+        assert setup.results in {"get", "bulk"} or measure != "collect_s_per_job", claim.id
 
 
 @every_experiment
@@ -130,7 +135,16 @@ def assert_seen(claim: Claim, measure: str, looked_at: Sequence[set[Setup]]) -> 
 def test_a_chart_has_something_to_draw(experiment: Experiment, cores: int, quick: bool):
     setups = experiment.setups(cores=cores, quick=quick)
     for chart in experiment.charts:
+        if isinstance(chart, Stack):
+            assert set(chart.parts) <= set(MEASURES), chart.title
+            assert len(chosen(setups, chart.where)) > 1, chart.title
+            continue
         assert chart.y in MEASURES, chart.title
+        if isinstance(chart, Heat):
+            drawn = chosen(setups, chart.where)
+            for axis in (chart.rows, chart.columns):
+                assert quick or len({NAMES[axis](setup) for setup in drawn}) > 1, chart.title
+            continue
         assert set(chart.predicted) <= set(PREDICTIONS), chart.title
         drawn = chosen(setups, chart.where)
         assert len({AXES[chart.x](setup) for setup in drawn}) > 1, chart.title
@@ -171,6 +185,9 @@ def test_quick_is_quicker(experiment: Experiment):
     assert experiment.quick_repeats >= 3, "two repeats make an interval that decides nothing"
 
 
+OF_STEPS = {*(f"{name}_part_s" for name in PART_NAMES), "way_s", "overhead_s"}
+OF_A_MESSAGE = {"message_bytes", "body_bytes", "base64_bytes", "argument_text_bytes", "header_bytes"}
+
 CONTRARY = {
     "thread-overhead/two": "handing the GIL over is free in the simulator, so two threads are as fast as one",
     "races/lost": "the simulator's counter is exact: no addition is ever lost",
@@ -192,6 +209,11 @@ UNKNOWN = {
     "no-gil/single-thread": "the simulated interpreter without a GIL is as fast as the one with it",
     "no-gil/lost": "the simulator's counter is exact, with a GIL and without",
     "versions": "every version of Celery is alike in the simulator",
+    "wire": "the simulator writes no messages",
+    "results": "the simulator keeps no results",
+    "codecs": "the simulator writes nothing, so no codec is faster than another",
+    "by-reference": "a payload is a number of bytes in the simulator, wherever it lies",
+    "payload-break-even/fast-codec": "the simulator knows what a codec costs only where every step is marked",
 }
 """Claims whose truth the simulator cannot know, by experiment or one by one, and why."""
 

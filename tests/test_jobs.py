@@ -36,6 +36,9 @@ ARGS = {
     "hold": {"kind": "Lock", "rounds": 3},
     "tally": {"rounds": 3, "guard": "lock"},
     "deliver": {"through": "thread"},
+    "weigh": {"load": "text"},
+    "transcode": {"codec": "json", "compression": None, "shape": "tree", "size_bytes": 200, "step": "size"},
+    "carry": {"payload": [1, 2, 3], "loops": 3},
     "snooze": {"ms": 1},
     "fetch": {"url": "http://127.0.0.1:1/", "key": 7},
     "ask": {"key": 7},
@@ -43,7 +46,7 @@ ARGS = {
     "echo": {"payload": {"text": "ä", "list": [1, 2.5, None]}},
 }
 NETWORK = {"fetch", "ask"}
-MEASURING = {"tally", "deliver"}
+MEASURING = {"tally", "deliver", "transcode"}
 """What these return is found out by running them: no two times need be alike."""
 LOCAL = sorted(ARGS.keys() - NETWORK - MEASURING)
 

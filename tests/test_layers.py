@@ -14,7 +14,16 @@ WHEN_CALLED = {("tasks/cpu.py", "numpy")}
 """What one job alone needs, imported inside it: a worker that never runs `sine` does not load NumPy, nor need it."""
 PURE = (
     *("producer/pacers.py", "producer/payloads.py", "lab/model.py", "lab/plan.py", "lab/stats.py", "lab/verdict.py"),
-    *("lab/checks.py", "lab/axes.py", "lab/predictions.py", "lab/usl.py", "lab/report", "experiments"),
+    *(
+        "lab/checks.py",
+        "lab/axes.py",
+        "lab/wire.py",
+        "lab/predictions.py",
+        "lab/usl.py",
+        "lab/bill.py",
+        "lab/report",
+        "experiments",
+    ),
 )
 # A clock, files, processes, threads, the network, the machine.
 # fmt: off

@@ -1,21 +1,28 @@
 """The producer keeps its plan, and says how late it was where it could not."""
 
+import contextlib
 import itertools
+import json
 import queue
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lab.broker import Broker, own_server
 from lab.checks import late_producer
+from lab.children import Children
 from lab.model import Trial
 from lab.stats import quantile
 from producer.pacers import Burst, Closed, Constant, Pacer, Poisson, Steps
-from producer.publish import BATCH, Parcel, Sender, Sent, publish
+from producer.publish import BATCH, MOST_IN_PUSH, NotTaken, Parcel, Sender, Sent, publish
 from tests.fakes import SETUP, FakeBroker, FakeClock, FakeWorkers
 from tests.simulator import simulate
 
@@ -210,6 +217,24 @@ def test_looking_ahead_at_the_plan_does_not_make_the_first_jobs_late():
     assert lags_ms(list(sent)) == [0, 0, 0]
 
 
+def test_when_a_batch_had_been_encoded_goes_with_each_job_of_it():
+    # Given a sender that encodes for 2 ms, then waits for its broker for 3 ms
+    clock = FakeClock()
+
+    def send(_: Sequence[int]) -> int:
+        clock.sleep(0.002)
+        encoded_ns = clock.now_ns()
+        clock.sleep(0.003)
+        return encoded_ns
+
+    sent = list(publish(Burst(5), send, batch=3, now_ns=clock.now_ns, sleep=clock.sleep))
+    # Then both are seen apart
+    assert [(s.encoded_ns - s.sent_ns, s.taken_ns - s.encoded_ns) for s in sent] == [(2_000_000, 3_000_000)] * 5
+    # And nothing is made up where nobody says so
+    silent = publish(Burst(2), lambda _: None, now_ns=clock.now_ns, sleep=clock.sleep)
+    assert [s.encoded_ns for s in silent] == [0, 0]
+
+
 @pytest.fixture
 def app() -> Iterator[Celery]:
     """A Celery whose broker is a dictionary of this process."""
@@ -272,3 +297,186 @@ def test_a_job_is_made_when_it_is_sent_and_not_before(app: Celery):
     sender.close()
     assert made == [0, 7, 9]
     assert [m.headers["id"] for m in taken(app, "test-lazy")] == ["id-7", "id-9"]
+
+
+def test_without_redis_the_messages_go_one_by_one_and_have_no_moment_of_having_been_encoded(app: Celery):
+    sender = Sender(app, lambda seq: Parcel(f"id-{seq}", "sidestep.noop", "test-slow", {}, priority=3))
+    assert sender.path == "batch: the broker is memory, not Redis"
+    assert sender([0]) is None
+    (message,) = taken(app, "test-slow")
+    assert message.properties["priority"] == 3
+    sender.close()
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Broker]:
+    """A server that tests may set as they like; each sets it back."""
+    with Children() as children, own_server(children) as server:
+        yield server
+
+
+@pytest.fixture
+def client(broker: Broker) -> Iterator[redis.Redis]:
+    with contextlib.closing(redis.Redis.from_url(broker.url)) as one:
+        yield one
+        one.flushdb()
+
+
+@contextlib.contextmanager
+def redis_sender(broker: Broker, *, size: int = 0, queues: Sequence[str] = ("q",), **options: Any) -> Iterator[Sender]:
+    """Sends jobs with a text of this size, to these queues in turn."""
+    with Celery("test", broker=broker.url, set_as_current=False) as app:
+        sender = Sender(
+            app,
+            lambda seq: Parcel(f"id-{seq}", "test", queues[seq % len(queues)], {"text": "x" * size}),
+            **options,
+        )
+        with contextlib.closing(sender):
+            yield sender
+
+
+def held_ids(client: redis.Redis, name: str) -> list[str]:
+    """The ids in the queue, the next to be served first."""
+    return [json.loads(one)["headers"]["id"] for one in reversed(client.lrange(name, 0, -1))]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("template", [True, False])
+def test_each_way_puts_every_job_once_and_in_order_into_its_own_list(broker, client, template):
+    # Given more jobs at once than one push may hold, for two queues
+    count = 2 * MOST_IN_PUSH + 501
+    with redis_sender(broker, queues=("odd %b", "even"), template=template) as sender:
+        sender.prepare("odd %b", "even")
+        assert sender.path == ("template" if template else "batch: it was asked for")
+        begun_ns = time.monotonic_ns()
+        encoded_ns = sender(range(count))
+        assert begun_ns < encoded_ns < time.monotonic_ns()
+    assert held_ids(client, "odd %b") == [f"id-{seq}" for seq in range(0, count, 2)]
+    assert held_ids(client, "even") == [f"id-{seq}" for seq in range(1, count, 2)]
+
+
+@pytest.mark.real
+def test_what_a_template_sends_takes_one_command_for_each_list(broker, client):
+    def pushes() -> int:
+        return int(client.info("commandstats").get("cmdstat_lpush", {"calls": 0})["calls"])
+
+    with redis_sender(broker, queues=("a", "b")) as sender:
+        sender.prepare("a", "b")
+        before = pushes()
+        sender(range(50))
+        assert pushes() - before == 2
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("size", [10, 3 << 20])
+def test_large_messages_arrive_whole(broker, client, size):
+    with redis_sender(broker, size=size) as sender:
+        sender(range(9))
+    assert held_ids(client, "q") == [f"id-{seq}" for seq in range(9)]
+    sizes = {client.strlen("copy") for one in client.lrange("q", 0, -1) if client.set("copy", one)}
+    assert len(sizes) == 1
+    assert sizes.pop() > size
+
+
+@contextlib.contextmanager
+def setting(client: redis.Redis, name: str, value: object) -> Iterator[None]:
+    before = client.config_get(name)[name]
+    client.config_set(name, value)
+    try:
+        yield
+    finally:
+        client.config_set(name, before)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("template", [True, False])
+def test_a_broker_without_memory_is_named_with_what_to_do(broker, client, template):
+    with redis_sender(broker, template=template) as sender:
+        sender.prepare("q")
+        with (
+            setting(client, "maxmemory", 1),
+            pytest.raises(NotTaken, match=r"'maxmemory'.*raise its maxmemory") as refused,
+        ):
+            sender(range(7))
+        assert refused.value.count == 7
+        assert refused.value.taken == (0 if template else None)
+        assert "\n" not in str(refused.value)
+        # And when it has some again, so do we
+        sender([7])
+    assert held_ids(client, "q") == ["id-7"]
+
+
+@pytest.mark.real
+def test_it_is_said_how_many_were_taken_when_one_list_refuses(broker, client):
+    with redis_sender(broker, queues=("free", "taken", "free")) as sender:
+        sender.prepare("free", "taken")
+        # Given a queue whose key somebody else has used since
+        client.set("taken", "by something else")
+        with pytest.raises(NotTaken, match=r"the broker took 6 of 9 messages: .*choose another queue") as refused:
+            sender(range(9))
+        assert (refused.value.taken, refused.value.count) == (6, 9)
+    assert client.llen("free") == 6
+
+
+@pytest.mark.real
+def test_a_replica_is_named_with_what_to_do(broker, client):
+    with redis_sender(broker) as sender:
+        sender.prepare("q")
+        client.replicaof("127.0.0.1", "1")
+        try:
+            with pytest.raises(NotTaken, match="name the primary") as refused:
+                sender([0])
+        finally:
+            client.replicaof("NO", "ONE")
+        assert refused.value.taken == 0
+
+
+@pytest.mark.real
+def test_a_message_over_the_brokers_limit_is_not_sent_and_neither_are_its_neighbours(broker, client):
+    # Given a broker that takes no more than 1 MiB
+    with setting(client, "proto-max-bulk-len", 1 << 20), Celery("t", broker=broker.url, set_as_current=False) as app:
+        sizes = [10, 2 << 20, 10]
+        sender = Sender(app, lambda seq: Parcel(f"id-{seq}", "test", "q", {"text": "x" * sizes[seq]}))
+        with contextlib.closing(sender):
+            with pytest.raises(NotTaken, match=r"the broker took 0 of 3.*3 MB is over.*by reference") as refused:
+                sender(range(3))
+            assert refused.value.taken == 0
+            assert client.llen("q") == 0
+            sender([0, 2])
+    assert client.llen("q") == 2
+
+
+@pytest.mark.real
+def test_nothing_is_sent_of_a_batch_in_which_one_cannot_be_encoded(broker, client):
+    with Celery("t", broker=broker.url, set_as_current=False) as app:
+        sender = Sender(app, lambda seq: Parcel("id", "test", "q", {"x": object() if seq == 2 else seq}))
+        with contextlib.closing(sender):
+            with pytest.raises(Exception, match="not JSON serializable"):
+                sender(range(4))
+            assert client.llen("q") == 0
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("template", [True, False])
+def test_a_broker_that_goes_away_is_said_and_one_that_cut_the_connection_is_used(template):
+    with Children() as children, own_server(children) as other, redis_sender(other, template=template) as sender:
+        sender.prepare("q")
+        # Given a connection that the server cut
+        with contextlib.closing(redis.Redis.from_url(other.url)) as admin:
+            admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            sender([0])  # found dead before it was used, and made anew
+            assert admin.llen("q") == 1
+            admin.shutdown(nosave=True)
+        with pytest.raises((NotTaken, redis.ConnectionError)):
+            sender([1])
+
+
+@pytest.mark.real
+def test_the_moment_of_encoding_lies_between_handing_over_and_being_taken(broker, client):
+    with redis_sender(broker, size=100_000) as sender:
+        sender.prepare("q")
+        sent = list(publish(Burst(12), sender, batch=4))
+    for s in sent:
+        assert s.due_ns <= s.sent_ns < s.encoded_ns < s.taken_ns
+    assert all(a.taken_ns <= b.sent_ns for a, b in pairwise(sent[::4]))
+    assert client.llen("q") == 12

@@ -171,7 +171,7 @@ def test_a_prediction_is_drawn_in_the_charts_own_unit_and_compared_with_the_poin
     chart = curves.draw("k", curve, suite.runs)
     assert chart
     assert "measured over predicted is" in chart.caption
-    assert theory.name in " ".join(chart.svg.split())
+    assert theory.name in " ".join(chart.drawing.split())
 
 
 @pytest.mark.parametrize("log", [True, False])

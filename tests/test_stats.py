@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab import usl
+from lab import bill, usl
 from lab.model import (
     Arms,
     BreakEven,
@@ -264,7 +264,9 @@ def test_each_measure_is_what_its_name_says():
         resources=resources,
     )
     nan = pytest.approx(math.nan, nan_ok=True)
-    assert {name: measure(measured) for name, measure in MEASURES.items() if name not in OF_DELIVER} == {
+    assert {
+        name: measure(measured) for name, measure in MEASURES.items() if name not in OF_DELIVER | set(bill.MEASURES)
+    } == {
         "throughput_hz": 7 / 4,
         "drain_hz": 8 / 5,
         "worker_cpu_s_per_job": 0.8 / 8,
@@ -295,7 +297,7 @@ OF_DELIVER = {"refused_things", "changed_things", "not_intact"}
 def test_what_was_not_measured_is_not_a_number():
     # Given a run without marks on a broker that others use too; then these are unknown
     unread = make_run(resources=make_resources(drained_s=None, worker_pss_bytes=None))
-    known = {"throughput_hz", "worker_cpu_s_per_job", "cores_used", "boot_s", "gil_on"}
+    known = {"throughput_hz", "worker_cpu_s_per_job", "cores_used", "boot_s", "gil_on", "producer_cpu_s_per_job"}
     assert {name for name, measure in MEASURES.items() if not math.isnan(measure(unread))} == known
 
 

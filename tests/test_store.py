@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import EXPERIMENTS
-from lab.model import SAMPLE_COLUMNS, BadInput, FrozenArgs, LabError, Ledger, Load, Run, Suite
+from lab.checks import faults
+from lab.model import SAMPLE_COLUMNS, STEP_COLUMNS, BadInput, FrozenArgs, LabError, Ledger, Load, Run, Suite
+from lab.model import Steps as JobSteps
 from lab.store import FILE, PACKED, SCHEMA, SINCE_2, SuiteFile, decode, encode, load
 from lab.verdict import judge_all
 from producer.pacers import Burst, Closed, Constant, Poisson, Ramp, Replay, Steps
-from producer.payloads import Calibrated, EachJob, Sometimes, Text, Upstream
+from producer.payloads import Calibrated, Cycle, EachJob, Payload, Referred, Sometimes, Text, Upstream
 from tests.fakes import SETUP, make_run, make_samples
 from tests.simulator import run_experiment
 
@@ -50,6 +52,7 @@ def as_plain(run: Run) -> dict[str, object]:
         "retakes": run.retakes,
         "last_words": run.last_words,
         "samples": samples,
+        "steps": {name: getattr(run.steps, name).tolist() for name in STEP_COLUMNS} if run.steps else None,
     }
 
 
@@ -115,6 +118,9 @@ def test_every_part_of_a_suite_survives_the_disk(tmp_path: Path):
             g=True,
             h=-1.5,
             i=Sometimes(Calibrated(4), Calibrated(200), share=0.1, seed=7),
+            j=Payload("tree", 300, seed=2),
+            k=Cycle(("one", 2)),
+            m=Referred("shm", 5000, seed=3),
         ),
         queued=False,
         nodes=3,
@@ -131,11 +137,26 @@ def test_every_part_of_a_suite_survives_the_disk(tmp_path: Path):
         apart="processes",
         apart_concurrency=2,
         disable_prefetch=True,
+        codec="orjson",
+        compression="zstd",
+        argsrepr=False,
+        base64=False,
+        results="bulk",
+        rtt_ms=0.5,
+        steps=True,
     )
     defaults = {f.name: f.default for f in dataclasses.fields(setup) if f.default is not dataclasses.MISSING}
     assert [name for name, default in defaults.items() if getattr(setup, name) == default] == ["pool"]
     resources = replace(
-        make_run().resources, commands={"brpop": 3}, bytes_in=2**40, broker_cpu_s=0.1, context_switches=None, fed_s=0.5
+        make_run().resources,
+        commands={"brpop": 3},
+        bytes_in=2**40,
+        broker_cpu_s=0.1,
+        context_switches=None,
+        fed_s=0.5,
+        message_bytes={"body": 3, "envelope": 4},
+        collect_s=0.25,
+        sent_by="batch: it was asked for",
     )
     # When it is saved and loaded, from the folder and from the file
     samples = make_samples(ended_ns=[5, 6], beside=[0, 1], value=[2**32 - 1, 0])
@@ -144,7 +165,9 @@ def test_every_part_of_a_suite_survives_the_disk(tmp_path: Path):
         processes=({"pid": 7},),
         retakes=2,
         last_words="it fell · ½",
+        steps=JobSteps(*(np.array([at, 2**40 + at]) for at in range(len(STEP_COLUMNS)))),
     )
+    run = replace(run, faults=faults(run))  # such steps do not add up, and whoever reads them finds that again
     suite = make_suite(run, make_run(repeat=7))
     SuiteFile(tmp_path).save(suite)
     # Then it is what it was
@@ -174,6 +197,34 @@ def test_a_suite_of_schema_1_is_read_with_nothing_beside_and_nothing_measured(tm
     # And a suite that says schema 2 must have them
     (tmp_path / FILE).write_text(json.dumps({**document, "schema": 2}))
     refusal(tmp_path)
+
+
+IN_SETUPS_SINCE_3 = {"codec", "compression", "argsrepr", "base64", "results", "rtt_ms", "steps"}
+
+
+def test_a_suite_of_schema_2_is_read_as_json_over_the_nearest_way(tmp_path: Path):
+    suite = make_suite(make_run(samples=make_samples(ended_ns=[5, 6, 9])), make_run(repeat=1))
+    SuiteFile(tmp_path).save(suite)
+    document = json.loads((tmp_path / FILE).read_text())
+    document["schema"] = 2
+    for run in document["runs"]:
+        for name in IN_SETUPS_SINCE_3:
+            del run["trial"]["setup"][name]
+        for name in ("message_bytes", "collect_s", "sent_by"):
+            del run["resources"][name]
+        assert "steps" not in run
+    (tmp_path / FILE).write_text(json.dumps(document))
+    assert_same(load(tmp_path), suite)
+
+
+def test_steps_of_another_length_than_the_samples_are_damage(tmp_path: Path):
+    samples = make_samples(ended_ns=[5, 6])
+    steps = JobSteps(*(np.array([1, 2]) for _ in STEP_COLUMNS))
+    SuiteFile(tmp_path).save(make_suite(replace(make_run(samples=samples), steps=steps)))
+    document = json.loads((tmp_path / FILE).read_text())
+    document["runs"][0]["steps"]["encoded_ns"] = encode(np.array([1, 2, 3]))
+    (tmp_path / FILE).write_text(json.dumps(document))
+    assert "unequal length" in refusal(tmp_path)
 
 
 def test_a_file_can_be_written_again_and_again_as_runs_come(tmp_path: Path):

@@ -7,14 +7,17 @@ import numpy as np
 import psutil
 import pytest
 
+from lab import bill
 from lab.abilities import probe
+from lab.checks import steps_do_not_add_up
 from lab.environment import cores
-from lab.model import FrozenArgs, LabError, Load, Setup, Trial
+from lab.model import RESULTS, FrozenArgs, LabError, Load, Setup, Trial
 from lab.runner import Runner
 from lab.session import open_session
 from lab.stats import held_p50_s, lost_updates
 from producer.pacers import Burst, Closed, Constant
-from producer.payloads import Calibrated, EachJob, Text, Upstream
+from producer.payloads import Calibrated, Cycle, EachJob, Payload, Referred, Text, Upstream
+from tasks.codecs import CODECS
 from tasks.jobs import JOBS
 from tasks.pools import POOLS
 from tasks.standalone import EXECUTORS
@@ -42,6 +45,15 @@ ARGS = {
     "tally": {"rounds": 10, "guard": "lock"},
     "hold": {"kind": "Redis lock", "rounds": 1},
     "deliver": {"through": "json"},
+    "carry": {"payload": Payload("records", 1000), "loops": Calibrated(ms=1, like="spin")},
+    "weigh": {"load": Referred("redis", 5000)},
+    "transcode": {
+        "codec": "json",
+        "compression": "none",
+        "shape": "records",
+        "size_bytes": 1000,
+        "step": Cycle(("encode", "decode", "size")),
+    },
 }
 
 
@@ -299,3 +311,60 @@ def test_a_worker_without_prefetch_holds_no_job_back(runner):
     setup = Setup(job="snooze", args={"ms": 20}, pacer=Burst(6), pool="prefork", disable_prefetch=True)
     without, usual = (runner.run(Trial("test", replace(setup, disable_prefetch=off), 0)) for off in (True, False))
     assert held_p50_s(without) < 0.02 < held_p50_s(usual)
+
+
+@pytest.mark.parametrize("rtt_ms", [None, 3.0])
+@pytest.mark.parametrize("pool", POOLS)
+def test_the_parts_of_a_jobs_way_are_its_whole_way(runner, pool, rtt_ms):
+    skip_if_missing(pool)
+    slots = 1 if pool == "solo" else 2
+    args = FrozenArgs({"payload": Payload("records", 20_000)})
+    setup = Setup(job="echo", args=args, pacer=Constant(20, 1), pool=pool, concurrency=slots, steps=True, rtt_ms=rtt_ms)
+    run = runner.run(Trial("test", setup, 0))
+    assert (run.ledger.done, len(run.samples)) == (20, 20)
+    assert list(steps_do_not_add_up(run)) == []
+    parts = bill.parts_s(run)
+    # Encoding, registering and both decodings are work that nobody is spared
+    for name in ("encode", "register", "peek", "decode", "call"):
+        assert parts[name].min() > 0, name
+    # And with the broker farther away each message crosses the distance at least twice more, once to be registered
+    if rtt_ms:
+        assert parts["register"].min() >= rtt_ms / 1e3
+        assert bill.whole_s(run).min() >= 2 * rtt_ms / 1e3
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_jobs_arrive_whole_in_every_codec(runner, pool, codec):
+    if why := CODECS[codec].missing:
+        pytest.skip(why)
+    for compression in (None, "zlib"):
+        args = FrozenArgs({"payload": Payload("tree", 2000)})
+        setup = Setup(job="echo", args=args, pacer=Burst(8), pool=pool, codec=codec, compression=compression)
+        assert runner.run(Trial("test", setup, 0)).ledger.done == 8
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("results", RESULTS)
+def test_results_are_kept_and_read_as_the_setup_says(runner, pool, results):
+    skip_if_missing(pool)
+    args = FrozenArgs({"payload": Payload("records", 200)})
+    setup = Setup(job="echo", args=args, pacer=Burst(8), pool=pool, concurrency=1 if pool == "solo" else 2)
+    run = runner.run(Trial("test", replace(setup, results=results), 0))
+    assert run.ledger.done == 8
+    assert (run.resources.collect_s is not None) == (results in {"get", "bulk"})
+    assert ("setex" in run.resources.commands or "set" in run.resources.commands) == (results != "ignored")
+
+
+def test_a_message_without_its_text_and_without_base64_is_smaller_and_arrives(runner):
+    sizes = {}
+    for changes in ({}, {"argsrepr": False}, {"base64": False}, {"compression": "zlib"}):
+        args = FrozenArgs({"payload": Payload("records", 5000)})
+        setup = Setup(job="echo", args=args, pacer=Burst(4), pool="threads", **changes)
+        run = runner.run(Trial("test", setup, 0))
+        assert run.ledger.done == 4
+        sizes[next(iter(changes), "plain")] = run.resources.message_bytes
+    plain = sizes["plain"]
+    assert sizes["argsrepr"]["argument text"] < plain["argument text"] / 5
+    assert sizes["base64"]["base64"] == 0 < plain["base64"]
+    assert sizes["compression"]["body"] < plain["body"] / 2

@@ -13,6 +13,7 @@ import psutil
 from lab.arenas.arena import await_ready
 from lab.children import Children, kill, last_words, tree
 from lab.model import Setup
+from tasks.codecs import CODECS
 from tasks.pools import EVENTLET_WARNING_FILTER
 from tasks.settings import Settings
 
@@ -74,6 +75,9 @@ class CeleryWorkers:
         log = directory / f"worker-{node}.log"
         ready, told = os.pipe()
         env = {**settings.to_env(), "SIDESTEP_READY_FD": str(told)}
+        if CODECS[settings.codec].trusted:
+            # As root, Celery refuses to read pickles; this worker gets only what the lab sends.
+            env["C_FORCE_ROOT"] = "1"
         if pool == "eventlet":
             env["PYTHONWARNINGS"] = EVENTLET_WARNING_FILTER
         command = [python, "-m", "celery", "-A", "tasks", "worker", "-P", pool, "-c", str(concurrency)]

@@ -27,7 +27,7 @@ from lab.model import (
 from lab.report import figures, words
 from lab.report.explain import explanation
 from lab.report.groups import Group, groups
-from lab.report.loads import beside, load, work
+from lab.report.loads import beside, load, messages, work
 from lab.report.machine import ENTRIES, fingerprint
 from lab.report.units import has_interval, plain, plural, repeats
 from lab.stats import selects, sides
@@ -42,6 +42,8 @@ BEGIN, END = "<!-- catalogue: begin -->", "<!-- catalogue: end -->"
 """Around the table in the README."""
 FOLDER = "docs/experiments"
 WRITTEN = "<!-- Written by scripts/catalogue from the declarations and the stored suite; do not edit. -->"
+MOST_CONDITIONS = 16
+"""More than this are said as what they are combined of."""
 NOT_MEASURED = "not measured"
 COULD_NOT = "could not be tested"
 ORDER = (*(verdict.value for verdict in Verdict), COULD_NOT, NOT_MEASURED)
@@ -175,24 +177,9 @@ def _what_is_run(experiment: Experiment, suite: Suite) -> Iterator[str]:
         # What all setups share is said once.
         if len(different) == 1 and different[0] != beside(None):
             yield f"- {name}: {prose(different[0].removeprefix('beside '))}"
-    varied = [say for name, say in CONDITIONS.items() if len(told[name]) > 1]
-    by_condition: dict[str, list[Setup]] = {}
-    for setup in setups:
-        by_condition.setdefault(", ".join(say(setup) for say in varied), []).append(setup)
-    by_labels: dict[tuple[str, ...], list[str]] = {}
-    for condition, same in by_condition.items():
-        labels = tuple(group.label for group in as_if_run(experiment, same))
-        by_labels.setdefault(labels, []).append(condition)
-    for labels, conditions in by_labels.items():
-        listed = f"{'Setup' if len(labels) == 1 else 'Setups'}: {prose('; '.join(labels))}"
-        every = "with" if len(labels) == 1 else "each with"
-        if not varied:
-            yield f"- {listed}"
-        elif len(conditions) == 1:
-            yield f"- {listed}, {every} {prose(conditions[0])}"
-        else:
-            yield f"- {listed}, {every}"
-            yield from (f"  - {prose(condition)}" for condition in conditions)
+    if how := messages(setups):
+        yield f"- Messages: {prose(how)}"
+    yield from _setups(experiment, setups, [say for name, say in CONDITIONS.items() if len(told[name]) > 1])
     for remarks in (_notes(experiment, setups, cores), _how_often(experiment, suite, setups, cores)):
         if said := " ".join(remarks):
             yield ""
@@ -206,12 +193,43 @@ def _what_is_run(experiment: Experiment, suite: Suite) -> Iterator[str]:
         )
 
 
+def _setups(experiment: Experiment, setups: Sequence[Setup], varied: Sequence[Callable[[Setup], str]]) -> Iterator[str]:
+    """The setups' labels, with the conditions that vary: those that share their labels at once."""
+    by_condition: dict[str, list[Setup]] = {}
+    for setup in setups:
+        by_condition.setdefault(", ".join(say(setup) for say in varied), []).append(setup)
+    by_labels: dict[tuple[str, ...], dict[str, list[Setup]]] = {}
+    for condition, same in by_condition.items():
+        labels = tuple(group.label for group in as_if_run(experiment, same))
+        by_labels.setdefault(labels, {})[condition] = same
+    for labels, conditions in by_labels.items():
+        listed = f"{'Setup' if len(labels) == 1 else 'Setups'}: {prose('; '.join(labels))}"
+        every = "with" if len(labels) == 1 else "each with"
+        if not varied:
+            yield f"- {listed}"
+        elif len(conditions) == 1:
+            yield f"- {listed}, {every} {prose(next(iter(conditions)))}"
+        elif len(conditions) > MOST_CONDITIONS:
+            yield f"- {listed}, {every} one of {len(conditions)} combinations of"
+            yield from (
+                f"  - {prose(part)}" for part in words.combined([s for same in conditions.values() for s in same])
+            )
+        else:
+            yield f"- {listed}, {every}"
+            yield from (f"  - {prose(condition)}" for condition in conditions)
+
+
 def _notes(experiment: Experiment, setups: Sequence[Setup], cores: int) -> Iterator[str]:
     bare = [not setup.queued for setup in setups]
     if all(bare):
         yield "*Bare* means without a queue: the jobs go straight into an executor of one program."
     elif any(bare):
         yield "Setups called *bare* have no queue: the jobs go straight into an executor of one program."
+    if any(setup.rtt_ms is not None for setup in setups):
+        yield (
+            "*rtt* is what a relay before the broker adds to the way there and back; *rtt 0 ms* is the relay alone, "
+            "*no relay* a direct connection."
+        )
     if any(setup.apart for setup in setups):
         yield "A `+` stands before a second worker or executor, which takes the jobs that run beside."
     if any(value is UP_TO_CORES for arms in experiment.arms for values in arms.vary.values() for value in values):

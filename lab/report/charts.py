@@ -33,7 +33,8 @@ class Chart:
     """A drawing, and what is said below it."""
 
     title: str
-    svg: str
+    drawing: str
+    """An SVG, or a table whose cells are shaded."""
     caption: str
     wide: bool = False
 
@@ -136,8 +137,11 @@ def steps(low: float, high: float, *, room_px: float) -> list[float]:
     coarse: tuple[tuple[float, ...], ...] = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
     fine = (tuple(m / parts for m in range(parts, 10 * parts)) for parts in (5, 10, 20, 50))
     found: list[float] = []
-    for choice in (*coarse, *fine):
-        steps = [step for d in decades for m in choice if low <= (step := round(m * 10.0**d, 12)) <= high]
+    # Over many decades not even each of them has room.
+    every = (*((3, (1.0,)), (2, (1.0,))), *((1, choice) for choice in (*coarse, *fine)))
+    for apart, choice in every:
+        whole = [d for d in decades if d % apart == 0]
+        steps = [step for d in whole for m in choice if low <= (step := round(m * 10.0**d, 12)) <= high]
         gaps = [math.log(after / before) / math.log(high / low) for before, after in itertools.pairwise(steps)]
         if gaps and min(gaps) * room_px < LEAST_GAP_PX:
             break
@@ -146,6 +150,8 @@ def steps(low: float, high: float, *, room_px: float) -> list[float]:
 
 
 LEAST_GAP_PX = 30
+MOST_ROWS = 20
+"""Higher than this no chart is read, and the table says the same."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[object, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)), (0, (8, 3)))
@@ -311,11 +317,11 @@ POINTS = (*((q, name, marker) for (q, name, _), marker in zip(QUANTILES, "oD^s",
 
 
 def latency(key: str, groups: Sequence[Group]) -> Chart | None:
-    """Percentiles of the time from due to ended, one row a setup; None where no job was seen."""
+    """Percentiles of the time from due to ended, one row a setup; None where no job was seen, or rows are too many."""
     seen = [g for g in groups if g.jobs]
-    if not seen:
+    if not seen or len(seen) > MOST_ROWS:
         return None
-    rows = _rows([g.label for g in seen], 24)
+    rows = rows_for([g.label for g in seen], 24)
     height = 74 + rows.row_px * len(seen)
 
     def paint(figure: Figure) -> None:
@@ -363,11 +369,11 @@ def latency(key: str, groups: Sequence[Group]) -> Chart | None:
 
 
 def memory(key: str, groups: Sequence[Group]) -> Chart | None:
-    """What a slot weighs, one bar a setup; None where this machine cannot tell."""
+    """What a slot weighs, one bar a setup; None where this machine cannot tell, or rows are too many."""
     weighed = [(g, [v / MIB for v in values]) for g in groups if (values := g.values(pss_bytes_per_slot))]
-    if not weighed:
+    if not weighed or len(weighed) > MOST_ROWS:
         return None
-    rows = _rows([g.label for g, _ in weighed], 22)
+    rows = rows_for([g.label for g, _ in weighed], 22)
     height = 52 + rows.row_px * len(weighed)
     top = max(max(values) for _, values in weighed)
 
@@ -392,7 +398,7 @@ def memory(key: str, groups: Sequence[Group]) -> Chart | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class Rows:
     """Where the names of a chart's rows stand: beside them, or above where they are long."""
 
     names: tuple[str, ...]
@@ -415,13 +421,14 @@ class _Rows:
             axes.text(0, above, name, transform=axes.get_yaxis_transform(), va="bottom", fontsize=SMALL, linespacing=1)
 
 
-def _rows(names: Sequence[str], row_px: float) -> _Rows:
+def rows_for(names: Sequence[str], row_px: float) -> Rows:
+    """Places for rows so high with these names."""
     left_px = max(map(len, names)) * LETTER_PX + MARGIN_PX
     if left_px <= MOST_LEFT_PX:
-        return _Rows(tuple(names), left_px, row_px, row_px / 2)
+        return Rows(tuple(names), left_px, row_px, row_px / 2)
     wrapped = ["\n".join(textwrap.wrap(name, LETTERS)) for name in names]
     lines = 1 + max(name.count("\n") for name in wrapped)
-    return _Rows(tuple(wrapped), MARGIN_PX, row_px + LINE_PX * lines - 6, row_px / 2)
+    return Rows(tuple(wrapped), MARGIN_PX, row_px + LINE_PX * lines - 6, row_px / 2)
 
 
 MARGIN_PX = 12

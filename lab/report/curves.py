@@ -26,7 +26,7 @@ from lab.report.charts import (
     prediction_style,
 )
 from lab.report.charts import steps as round_steps
-from lab.report.groups import EXTRAS, groups
+from lab.report.groups import EXTRAS, groups, trait
 from lab.report.svg import SMALL, svg
 from lab.report.units import TO, has_interval, number, sure
 from lab.stats import MEASURES, matches, mean, mean_of_logs
@@ -40,8 +40,9 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "switch_interval_ms": frozenset({"switch_interval_s"}),
     "hogs": frozenset({"beside"}),
     "handovers": frozenset({"args"}),
-    "size_bytes": frozenset({"args"}),
+    "size_bytes": frozenset({"size"}),
     "prefetch": frozenset({"prefetch"}),
+    "rtt_ms": frozenset({"rtt_ms"}),
 }
 """What each of `lab.axes.AXES` reads of a setup: points that differ in it lie on one line."""
 SHARES = frozenset({"slots_busy", "lost_updates", "disorder", "gil_on"})
@@ -76,7 +77,7 @@ class Theory:
 
 def lines(curve: Curve, runs: Sequence[Run]) -> list[Line]:
     """The curve's points, in the units in which they are shown."""
-    chosen = [run for run in runs if matches(run, curve.where)]
+    chosen = _on_lines(curve, [run for run in runs if matches(run, curve.where) and math.isfinite(_x(curve, run))])
     measure, scale = MEASURES[curve.y], 1.0 if curve.to else words.UNITS[curve.y].times
     divisors = _by_place(curve, [run for run in runs if curve.to and matches(run, curve.to)], measure)
     names = _names(curve, chosen)
@@ -88,7 +89,7 @@ def lines(curve: Curve, runs: Sequence[Run]) -> list[Line]:
         if curve.to:
             below = divisors.get((run.trial.repeat, x), [])
             value /= math.fsum(below) / len(below) if below and all(v > 0 for v in below) else math.nan
-        if math.isfinite(value) and math.isfinite(x):
+        if math.isfinite(value):
             found.setdefault(names[repr(run.trial.setup)], {}).setdefault(x, []).append((run, value))
     return [
         Line(
@@ -103,9 +104,28 @@ def lines(curve: Curve, runs: Sequence[Run]) -> list[Line]:
     ]
 
 
+def _on_lines(curve: Curve, runs: Sequence[Run]) -> list[Run]:
+    """The runs without those at a lone x, where there are many: they are no line, and would hide those that are."""
+    names, places = _names(curve, runs), dict[str, set[float]]()
+    for run in runs:
+        places.setdefault(names[repr(run.trial.setup)], set()).add(_x(curve, run))
+    alone = {name for name, xs in places.items() if len(xs) == 1}
+    if len(places) <= MOST_LINES or len(alone) == len(places):
+        return list(runs)
+    return [run for run in runs if names[repr(run.trial.setup)] not in alone]
+
+
+MOST_LINES = 8
+"""More than this must be lines, not points."""
+
+
 def _x(curve: Curve, run: Run) -> float:
+    setup = run.trial.setup
+    if curve.x == "rtt_ms" and setup.rtt_ms is None:
+        # The relay alone costs something: without it is another way, not a distance of 0.
+        return math.nan
     # Shares such as 0.1 + 0.2 must meet again on both sides of a ratio.
-    return round(AXES[curve.x](run.trial.setup) * words.AXES[curve.x].times, 9)
+    return round(AXES[curve.x](setup) * words.AXES[curve.x].times, 9)
 
 
 def _by_place(
@@ -134,6 +154,9 @@ WORDS: Mapping[str, Callable[[Run], str]] = {
 """What tells lines apart, in this order; the pool's words hold the queue and what stands apart too."""
 
 
+CARRIED = frozenset({"codec", "compression", "shape"})
+
+
 def _names(curve: Curve, runs: Sequence[Run]) -> dict[str, str]:
     """Setup, as text -> name of its line: only what differs at the same x, and no more than tells lines apart."""
     setups = {repr(run.trial.setup): run for run in runs}
@@ -142,7 +165,9 @@ def _names(curve: Curve, runs: Sequence[Run]) -> dict[str, str]:
         by_x.setdefault(_x(curve, run), []).append(run)
 
     def differs(name: str) -> bool:
-        values = [{repr(getattr(run.trial.setup, name)) for run in same} for same in by_x.values()]
+        # What is carried must be one thing along a line; other fields, such as the load, may follow x.
+        groups = [list(setups.values())] if name in CARRIED else by_x.values()
+        values = [{repr(trait(name, run.trial.setup)) for run in same} for same in groups]
         return name not in FIELDS[curve.x] and any(len(some) > 1 for some in values)
 
     names: dict[str, tuple[str, ...]] = dict.fromkeys(setups, ())
@@ -200,7 +225,8 @@ def draw(key: str, curve: Curve, runs: Sequence[Run]) -> Chart | None:
         for i, line in enumerate(measured):
             style = line_style(i)
             # Beside each other, so that one line does not hide another.
-            places = _aside([p.x for p in line.points], xs, px=4 * (i - (len(measured) - 1) / 2), log=log_x)
+            px = min(4, 16 / len(measured)) * (i - (len(measured) - 1) / 2)
+            places = _aside([p.x for p in line.points], xs, px=px, log=log_x)
             axes.plot(places, [p.y.value for p in line.points], zorder=3, **style)
             for x, point in zip(places, line.points, strict=True):
                 _bar(axes, x, point.y, (low, high), style["color"])

@@ -32,6 +32,6 @@ def _taken(claim: Claim) -> str:
         case Level():
             return "the figure is taken"
         case BreakEven():
-            return "the job length where the two meet is read off"
+            return "the point where the two meet is read off"
         case ScalingLaw():
             return "the curve is fitted, and its worst miss taken,"

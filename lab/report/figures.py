@@ -37,7 +37,7 @@ def figure(finding: Finding) -> Figure | None:
     if unit is None:
         return Figure(number(estimate.value), interval(estimate, claim), repeats(estimate.n))
     if isinstance(claim.measure, BreakEven) and not (math.isfinite(estimate.value) and has_interval(estimate)):
-        return _odd_length(estimate)
+        return _odd_length(estimate, unit)
     times = unit.times
     scaled = Estimate(estimate.value * times, estimate.low * times, estimate.high * times, estimate.n)
     value = f"{number(scaled.value)} {unit.after}".rstrip()
@@ -47,11 +47,15 @@ def figure(finding: Finding) -> Figure | None:
     return Figure(value, interval(scaled, claim), repeats(scaled.n))
 
 
-def _odd_length(estimate: Estimate) -> Figure:
+def _odd_length(estimate: Estimate, unit: words.Unit) -> Figure:
     if math.isfinite(estimate.value):
-        return Figure(f"{number(estimate.value)} ms", interval(estimate), repeats(estimate.n))
+        return Figure(f"{number(estimate.value * unit.times)} {unit.after}", interval(estimate), repeats(estimate.n))
     if math.isfinite(estimate.low):
-        return Figure(NEVER, f"in some repeats; in others from {number(estimate.low)} ms on", repeats(estimate.n))
+        return Figure(
+            NEVER,
+            f"in some repeats; in others from {number(estimate.low * unit.times)} {unit.after} on",
+            repeats(estimate.n),
+        )
     return Figure(
         NEVER, f"in any of {repeats(estimate.n)}" if estimate.n > 1 else "one repeat: no interval", repeats(estimate.n)
     )

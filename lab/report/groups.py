@@ -8,10 +8,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lab.axes import handovers, hogs, outside_share, size_bytes, work_ms, work_ms_of
-from lab.model import Estimate, Load, Run, Samples, Seconds, Setup
-from lab.report.loads import load, work
+from lab.axes import (
+    codec,
+    compression,
+    handovers,
+    hogs,
+    outside_share,
+    rtt_ms,
+    shape,
+    size_bytes,
+    work_ms,
+    work_ms_of,
+)
+from lab.model import Estimate, FrozenArgs, Load, Run, Samples, Seconds, Setup
+from lab.report.loads import BARE_ARGUMENTS, MESSAGES, VIA, load, size, work
 from lab.stats import drain_hz, mean_of_logs, throughput_hz
+from producer.payloads import Args, Payload, Referred, Text
 
 Measure = Callable[[Run], float]
 
@@ -73,7 +85,7 @@ def _rank(setup: Setup) -> tuple[object, ...]:
         pool,
         setup.pool,
         setup.slots,
-        *(axis(setup) for axis in (work_ms, outside_share, size_bytes, handovers, hogs)),
+        *(axis(setup) for axis in (work_ms, outside_share, size_bytes, handovers, hogs, rtt_ms)),
     )
 
 
@@ -98,8 +110,58 @@ def _beside(other: Load | None) -> str:
     return f"beside {other.pacer.count} {other.job}" + (f" of {ms:g} ms" if ms else "")
 
 
+def other_args(setup: Setup) -> Args:
+    """The arguments that no other trait says."""
+    said = BARE_ARGUMENTS | {"size_bytes"}
+    return FrozenArgs(
+        {n: v for n, v in setup.args.items() if n not in said and not isinstance(v, Payload | Text | Referred)}
+    )
+
+
+def _codec(setup: Setup) -> str:
+    # Nothing is encoded without a queue, unless that is the job.
+    return codec(setup) if setup.queued or "codec" in setup.args else ""
+
+
+TRAITS: Mapping[str, Callable[[Setup], object]] = {
+    "codec": _codec,
+    "compression": compression,
+    "shape": shape,
+    "size": size_bytes,
+    "args": other_args,
+}
+"""What tells setups apart and is not, or not always, a field of theirs."""
+
+
+def trait(name: str, setup: Setup) -> object:
+    """What the setup has under a name of EXTRAS."""
+    if name in TRAITS:
+        return TRAITS[name](setup)
+    return getattr(setup, name)
+
+
+def _compression(run: Run) -> str:
+    name = compression(run.trial.setup)
+    return "uncompressed" if name == "none" else name
+
+
+def _size(run: Run) -> str:
+    texts = {n: v for n, v in run.trial.setup.args.items() if isinstance(v, Text)}
+    return work(texts) if texts else size(size_bytes(run.trial.setup))
+
+
+def _message(name: str) -> Callable[[Run], str]:
+    return lambda run: MESSAGES[name](getattr(run.trial.setup, name))
+
+
 EXTRAS: Mapping[str, Callable[[Run], str]] = {
     "job": lambda run: run.trial.setup.job,
+    "codec": lambda run: _codec(run.trial.setup),
+    "compression": _compression,
+    "shape": lambda run: shape(run.trial.setup) or "no payload",
+    "size": _size,
+    "via": lambda run: VIA.get(str(run.trial.setup.via), str(run.trial.setup.via)),
+    **{name: _message(name) for name in ("results", "rtt_ms", "argsrepr", "base64")},
     "marks": lambda run: "marks on" if run.trial.setup.marks else "marks off",
     "nodes": lambda run: f"{run.trial.setup.nodes} nodes",
     "preset": lambda run: f"preset {run.trial.setup.preset}",
@@ -109,22 +171,49 @@ EXTRAS: Mapping[str, Callable[[Run], str]] = {
     "switch_interval_s": lambda run: _switch_interval(run.trial.setup.switch_interval_s),
     "python": _python,
     "pacer": lambda run: load(run.trial.setup.pacer),
-    "args": lambda run: work(run.trial.setup.args),
+    "args": lambda run: work(other_args(run.trial.setup)) or "no other arguments",
     "packages": lambda run: ", ".join(run.trial.setup.packages) or "the usual packages",
     "beside": lambda run: _beside(run.trial.setup.beside),
+    "steps": lambda run: "steps marked" if run.trial.setup.steps else "steps not marked",
     "watch_broker": lambda run: "broker watched" if run.trial.setup.watch_broker else "broker not watched",
 }
 """What may be added to a label, in this order, until no two setups share one."""
 
 
+TRAVEL: Mapping[str, object] = {
+    "codec": "",
+    "compression": "none",
+    "shape": "",
+    "size": 0,
+    "via": None,
+    "results": None,
+    "rtt_ms": None,
+    "argsrepr": True,
+    "base64": True,
+}
+"""What a label says of every message as soon as two setups differ in it, and the value that it does not say.
+
+Those are what Celery does unasked, and what is not there: else labels would be twice as long.
+"""
+
+
+def _said(name: str, words: Callable[[Run], str], run: Run) -> str:
+    return "" if name in TRAVEL and trait(name, run.trial.setup) == TRAVEL[name] else words(run)
+
+
 def _labels(same: Sequence[tuple[Run, ...]]) -> list[str]:
     firsts = [runs[0] for runs in same]
     labels = [run.trial.setup.label for run in firsts]
-    for words in EXTRAS.values():
-        extra = [words(run) for run in firsts]
-        told_apart = {label: {e for other, e in zip(labels, extra, strict=True) if other == label} for label in labels}
+    for name, words in EXTRAS.items():
+        extra = [_said(name, words, run) for run in firsts]
+        told_apart: dict[str, set[str]] = {}
+        for label, e in zip(labels, extra, strict=True):
+            # Of what travels every difference is told; of the rest no more than it takes to tell two setups apart.
+            told_apart.setdefault("" if name in TRAVEL else label, set()).add(e)
+        if name == "codec":
+            told_apart.get("", set()).discard("")  # without a queue there is none, which is no difference
         if any(len(different) > 1 for different in told_apart.values()):
-            labels = [f"{label} · {e}" for label, e in zip(labels, extra, strict=True)]
+            labels = [f"{label} · {e}" if e else label for label, e in zip(labels, extra, strict=True)]
     return [label if labels.count(label) == 1 else f"{label} · {i + 1}" for i, label in enumerate(labels)]
 
 

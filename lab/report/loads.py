@@ -1,10 +1,14 @@
-"""Loads and arguments in words."""
+"""Loads, arguments and messages in words."""
 
 from __future__ import annotations
 
-from lab.model import FrozenArgs, Load
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from lab.model import FrozenArgs, Load, Setup
 from producer.pacers import Burst, Closed, Constant, Pacer, Poisson, Ramp, Replay, Steps
-from producer.payloads import Args, Calibrated, EachJob, Sometimes, Text, Upstream
+from producer.payloads import Args, Calibrated, Cycle, EachJob, Payload, Referred, Sometimes, Text, Upstream
 
 
 def load(pacer: Pacer) -> str:  # noqa: PLR0911  one a kind of load
@@ -58,15 +62,71 @@ def _argument(name: str, value: object) -> str:  # noqa: PLR0911  one a kind of 
         case Upstream(mean_ms):
             return f"waits for a service that answers after {mean_ms:g} ms on average"
         case Text(size_bytes):
-            return f"{name} of {_size(size_bytes)}"
+            return f"{name} of {size(size_bytes)}"
+        case Payload(shape, size_bytes):
+            return f"{shape} of {size(size_bytes)}"
+        case Referred(via, size_bytes):
+            return f"{size(size_bytes)} {VIA.get(via, via)}"
+        case Cycle(values):
+            return f"{', '.join(map(str, values))} in turn"
         case EachJob():
             return ""
+        case str() | None if name in BARE_ARGUMENTS:
+            return "" if value in {None, "none"} else str(value)
+        case int() if name == "size_bytes":
+            return size(value)
         case _:
             return f"{name} {value}"
 
 
-def _size(size_bytes: int) -> str:
-    for unit, size in (("MB", 1_000_000), ("kB", 1_000)):
-        if size_bytes >= size:
-            return f"{size_bytes / size:g} {unit}"
-    return f"{size_bytes} bytes"
+BARE_ARGUMENTS = frozenset({"codec", "compression", "shape"})
+"""Arguments whose values say what they are."""
+
+
+def size(size_bytes: float) -> str:
+    """So many bytes, kB or MB."""
+    for unit, bytes_each in (("MB", 1_000_000), ("kB", 1_000)):
+        if size_bytes >= bytes_each:
+            return f"{size_bytes / bytes_each:g} {unit}"
+    return f"{size_bytes:g} bytes"
+
+
+VIA: Mapping[str, str] = {
+    "inline": "in the message",
+    "redis": "in Redis",
+    "file": "in a file",
+    "shm": "in shared memory",
+}
+"""Where a payload lies, in words."""
+
+RESULTS: Mapping[str | None, str] = {
+    None: "no results",
+    "ignored": "results ignored",
+    "stored": "results stored",
+    "get": "results read one by one",
+    "bulk": "results read all at once",
+}
+"""`lab.model.RESULTS` in words."""
+
+MESSAGES: Mapping[str, Callable[[Any], str]] = {
+    "codec": str,
+    "compression": lambda name: name or "uncompressed",
+    "argsrepr": lambda kept: "with argument text" if kept else "no argument text",
+    "base64": lambda used: "base64" if used else "no base64",
+    "results": lambda how: RESULTS.get(how, f"results {how}"),
+    "rtt_ms": lambda ms: "no relay" if ms is None else f"rtt {ms:g} ms",
+}
+"""Fields of a Setup that say how its messages travel, in words."""
+USUAL: Mapping[str, object] = {field.name: field.default for field in fields(Setup) if field.name in MESSAGES}
+
+
+def messages(setups: Iterable[Setup]) -> str:
+    """How these setups' messages travel where one of them leaves Celery's own way, in words; empty where none does."""
+    sent = [setup for setup in setups if setup.queued]
+    found = {name: list(dict.fromkeys(getattr(setup, name) for setup in sent)) for name in MESSAGES}
+    found["rtt_ms"].sort(key=lambda ms: -1.0 if ms is None else ms)
+    return "; ".join(
+        ", ".join(MESSAGES[name](value) for value in values)
+        for name, values in found.items()
+        if values and values != [USUAL[name]]
+    )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from lab.model import Claim, Experiment, Finding, Suite, Verdict
 from lab.report import answers as advice
 from lab.report import caveats as doubts
-from lab.report import charts, curves, figures, words
+from lab.report import charts, figures, gallery, words
 from lab.report.charts import Chart
 from lab.report.groups import Group, groups
 from lab.report.html import escape, paragraph, table
@@ -17,7 +17,7 @@ from lab.report.method import LIMITS, METHOD, by_chance
 from lab.report.scaling import laws
 from lab.report.style import CSS
 from lab.report.swimlane import swimlane
-from lab.report.tables import TABLES
+from lab.report.tables import TABLES, counts_itself
 from lab.report.units import has_interval
 
 SYMBOLS = {Verdict.SUPPORTED: "✓", Verdict.REFUTED: "✗", Verdict.INCONCLUSIVE: "?", Verdict.INVALID: "∅"}
@@ -131,7 +131,8 @@ def evidence(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Ex
     """Charts and tables, experiment by experiment."""
     for i, (name, experiment) in enumerate(doubts.shown(suite, experiments)):
         own, runs = doubts.findings_of(findings, experiment), doubts.runs_of(suite, name)
-        arms = groups(runs)
+        arms, asked = groups(runs), experiment.charts if experiment else ()
+        timed = [arm for arm in arms if not counts_itself(arm)]
         yield f'<section id="experiment-{i}" aria-labelledby="experiment-{i}-heading">'
         yield f'<h2 id="experiment-{i}-heading">{escape(name)}</h2>'
         if experiment:
@@ -143,18 +144,16 @@ def evidence(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Ex
         else:
             drawn = (
                 charts.forest(f"c{i}-claims", own, runs),
-                charts.throughput(f"c{i}-throughput", arms),
-                charts.latency(f"c{i}-latency", arms),
-                charts.memory(f"c{i}-memory", arms),
-                *(
-                    curves.draw(f"c{i}-curve-{k}", curve, runs)
-                    for k, curve in enumerate(experiment.charts if experiment else ())
-                ),
-                swimlane(f"c{i}-lanes", arms, own),
+                *(gallery.draw(f"c{i}-own-{k}", wanted, runs) for k, wanted in enumerate(asked)),
+                charts.throughput(f"c{i}-throughput", timed),
+                charts.latency(f"c{i}-latency", timed),
+                charts.memory(f"c{i}-memory", timed),
+                swimlane(f"c{i}-lanes", timed, own),
             )
             yield '<div class="charts">'
             yield from (figure(chart) for chart in drawn if chart)
             yield "</div>"
+            yield from map(table, gallery.tables(asked, runs))
             yield from (table(made) for make in TABLES if (made := make(arms)))
             cores = int(suite.environment.get("cores", 1))
             for law in laws(experiment.claims if experiment else (), runs, cores=cores):
@@ -168,7 +167,7 @@ def figure(chart: Chart) -> str:
     label = f' tabindex="0" role="region" aria-label="{escape(chart.title)}"' if chart.wide else ""
     css = "chart wide" if chart.wide else "chart"
     caption = f"<figcaption><strong>{escape(chart.title)}.</strong> {escape(chart.caption)}</figcaption>"
-    return f'<figure class="{css}"><div class="scroll"{label}>\n{chart.svg}</div>\n{caption}</figure>'
+    return f'<figure class="{css}"><div class="scroll"{label}>\n{chart.drawing}</div>\n{caption}</figure>'
 
 
 def machine(suite: Suite, _: Sequence[Finding], __: Sequence[Experiment]) -> Iterator[str]:

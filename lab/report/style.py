@@ -67,9 +67,20 @@ caption { text-align: left; font-weight: 700; padding: .2rem 0; white-space: now
 th, td { padding: .25rem .9rem .25rem 0; text-align: right; vertical-align: baseline; white-space: nowrap; }
 th:first-child { text-align: left; }
 thead th { vertical-align: bottom; border-bottom: 1px solid var(--ink); }
-thead small { display: block; font-weight: 400; color: var(--muted); }
+thead small { display: block; font-weight: 400; color: var(--muted); white-space: normal; }
 tbody th { font-weight: 400; position: sticky; left: 0; background: var(--paper); }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
+.heat td { text-align: center; padding: .3rem .55rem; border: 1px solid var(--paper); }
+.heat th { padding-right: .8rem; }
+.heat thead th:not(:first-child), .heat tfoot td { text-align: center; padding: .3rem .55rem; }
+.heat td small { display: block; font-size: .75em; }
+.heat tbody tr + tr > * { border-top: 1px solid var(--paper); }
+.heat tfoot th, .heat tfoot td { border-top: 2px solid var(--ink); font-weight: 400; }
+.heat td { background: color-mix(in srgb, var(--s2) var(--shade, 0%), var(--paper)); print-color-adjust: exact; }
+.heat .h0 { --shade: 0%; } .heat .h1 { --shade: 8%; } .heat .h2 { --shade: 18%; }
+.heat .h3 { --shade: 28%; } .heat .h4 { --shade: 40%; } .heat .h5 { --shade: 52%; }
+.heat .word { color: var(--muted); font-style: italic;
+  background: repeating-linear-gradient(135deg, var(--paper) 0 6px, var(--box) 6px 12px); }
 :focus-visible { outline: 2px solid var(--s1); outline-offset: 2px; }
 @media (max-width: 30rem) {
   .card dl, #in-short dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
@@ -77,6 +88,8 @@ tbody tr + tr > * { border-top: 1px solid var(--grid); }
   .verdict .id { float: none; display: block; }
   #in-short dt { margin-top: .5rem; }
   tbody th { white-space: normal; min-width: 8.5rem; }
+  .heat tbody th { min-width: 5.5rem; }
+  .heat th { white-space: normal; }
 }
 @media (min-width: 52rem) {
   .cards, .charts { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.2rem 1.6rem; }

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 
-from lab.model import Ledger, Run, Seconds
+from lab.axes import codec, compression, shape, size_bytes
+from lab.bill import (
+    argument_text_bytes,
+    base64_bytes,
+    body_bytes,
+    coded_bytes,
+    coding_us,
+    collect_s_per_job,
+    decode_us,
+    encode_us,
+    header_bytes,
+    message_bytes,
+)
+from lab.model import Ledger, Run, Seconds, Setup
+from lab.report import loads
 from lab.report.groups import Group, rate_hz
 from lab.report.loads import offered_hz
 from lab.report.speedup import busy_share, computing_s, service_s, speedups, stalled_s
 from lab.report.units import MIB, NONE, TIMES, TO, number, spread, sure
 from lab.stats import beside_hz, latency_p50_s, pss_bytes_per_slot, quantile, worker_cpu_s_per_job
 from producer.pacers import Burst, Closed
+from producer.payloads import Cycle
 from tasks.carriers import THINGS, Outcome, unpack
 from tasks.pools import POOLS
+from tasks.transcode import CHANGED
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +54,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
+Make = Callable[[Sequence[Group]], Table | None]
 SETUP = Column("setup")
 MS = 1e3
 KEEPS_UP = 0.95
@@ -73,8 +92,95 @@ def _outcomes(group: Group) -> list[str]:
     return [" or ".join(ARRIVED.get(digit, NONE) for digit in sorted(set(digits))) for digits in by_thing]
 
 
-def throughput(groups: Sequence[Group]) -> Table:
+def counts_itself(group: Group) -> bool:
+    """Whether the jobs return what is measured, each a step of it: how long they took themselves says nothing."""
+    return isinstance(group.setup.args.get("step"), Cycle)
+
+
+def coding(groups: Sequence[Group]) -> Table | None:
+    """What it costs to write each payload and to read it; None where no job did that."""
+    coded = [g for g in groups if counts_itself(g)]
+    if not coded:
+        return None
+    rows = tuple(
+        (
+            _payload(g.setup),
+            _coded(g, lambda g: sure(g.estimate(encode_us))),
+            _coded(g, lambda g: sure(g.estimate(decode_us))),
+            _coded(g, lambda g: spread(g.values(coded_bytes), decimals=0)),
+            str(len(g.runs)),
+        )
+        for g in coded
+    )
+    columns = (
+        Column("payload"),
+        Column("encode", "µs [95 %]"),
+        Column("decode", "µs [95 %]"),
+        Column("size", "bytes"),
+        Column("n", "repeats"),
+    )
+    notes = (
+        "Median time of one operation within a repeat, without garbage collection; then the geometric mean over "
+        "repeats. Before that the payload makes the way there and back once: refused, it raised; changed, something "
+        "else came back.",
+    )
+    return Table("What a serializer costs", columns, rows, notes)
+
+
+def _payload(setup: Setup) -> str:
+    packed = "" if compression(setup) == "none" else f" + {compression(setup)}"
+    return f"{codec(setup)}{packed} \N{MIDDLE DOT} {shape(setup)} \N{MIDDLE DOT} {loads.size(size_bytes(setup))}"
+
+
+def _coded(group: Group, say: Callable[[Group], str]) -> str:
+    values = [coding_us(run) for run in group.runs]
+    if any(map(math.isinf, values)):
+        return "refused"
+    if any(CHANGED in run.samples.own.value for run in group.runs):
+        return "changed"
+    return say(group)
+
+
+def messages(groups: Sequence[Group]) -> Table | None:
+    """What a message is made of; None where no payload is sent and messages travel in Celery's own way."""
+    sent = [g for g in groups if g.values(message_bytes)]
+    if not sent or not (loads.messages(g.setup for g in sent) or any(g.setup.payload_bytes for g in sent)):
+        return None
+    columns = (SETUP, *(Column(name, unit) for name, unit, _ in ANATOMY), Column("n", "repeats"))
+    rows = tuple(
+        (g.label, *(spread(g.values(measure), decimals=0) for _, _, measure in ANATOMY), str(len(g.runs))) for g in sent
+    )
+    notes = (
+        "The first job's message, as the broker holds it. The rest: headers, properties, and the JSON around them. "
+        "Ids and times make messages of one setup differ by some bytes; round brackets are the range of the repeats.",
+    )
+    return Table("What a message is made of", columns, rows, notes)
+
+
+ANATOMY: tuple[tuple[str, str, Callable[[Run], float]], ...] = (
+    ("message", "bytes", message_bytes),
+    ("body", "bytes", body_bytes),
+    ("base64", "bytes", base64_bytes),
+    ("text", "bytes", argument_text_bytes),
+    ("the rest", "bytes", header_bytes),
+)
+
+
+def collected(groups: Sequence[Group]) -> Table | None:
+    """What it takes to read the results; None where nobody does."""
+    read = [g for g in groups if g.values(collect_s_per_job)]
+    if not read:
+        return None
+    rows = tuple((g.label, sure(g.estimate(collect_s_per_job), MS), str(len(g.runs))) for g in read)
+    columns = (SETUP, Column("time per result", "ms [95 %]"), Column("n", "repeats"))
+    notes = ("Read when all of them are there, so that nobody waits for a job; no part of the throughput.",)
+    return Table("Reading the results", columns, rows, notes)
+
+
+def throughput(groups: Sequence[Group]) -> Table | None:
     """How many jobs a second."""
+    if not groups:
+        return None
     rows = tuple((g.label, sure(g.estimate(rate_hz)), str(len(g.values(rate_hz)))) for g in groups)
     columns = (SETUP, Column("throughput", "jobs/s [95 %]"), Column("n", "repeats"))
     return Table("Throughput", columns, rows, tuple(_throughput_notes(groups)))
@@ -274,8 +380,10 @@ def is_green(group: Group) -> bool:
     return group.setup.queued and group.setup.pool in POOLS and POOLS[group.setup.pool].green
 
 
-def cost(groups: Sequence[Group]) -> Table:
+def cost(groups: Sequence[Group]) -> Table | None:
     """What the jobs cost beside time."""
+    if not groups:
+        return None
     rows = tuple(
         (
             g.label,
@@ -355,14 +463,23 @@ COUNTS: tuple[tuple[str, Callable[[Ledger], int]], ...] = (
     ("duplicated", lambda ledger: ledger.duplicated),
 )
 
-TABLES: tuple[Callable[[Sequence[Group]], Table | None], ...] = (
+
+def timed(make: Make) -> Make:
+    """The table without setups whose jobs return what is measured: how long those took says nothing."""
+
+    @wraps(make)
+    def chosen(groups: Sequence[Group]) -> Table | None:
+        return make([g for g in groups if not counts_itself(g)])
+
+    return chosen
+
+
+TABLES: tuple[Make, ...] = (
     arrivals,
-    throughput,
-    where_the_rest_went,
-    service,
-    beside,
-    latency,
-    cost,
+    coding,
+    *map(timed, (throughput, where_the_rest_went, service, beside, latency, cost)),
+    messages,
     broker,
+    collected,
     ledger,
 )

@@ -10,13 +10,13 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from lab.model import Experiment, Finding, Suite, Verdict
+from lab.model import Chart, Experiment, Finding, Run, Suite, Verdict
 from lab.report import answers as advice
 from lab.report import caveats as doubts
 from lab.report import figures, words
 from lab.report.groups import Group, groups
 from lab.report.scaling import laws
-from lab.report.tables import TABLES, Table, ledger
+from lab.report.tables import TABLES, Table, coding, ledger
 from lab.report.units import plain, plural
 
 Section = Callable[[Suite, Sequence[Finding], Sequence[Experiment]], Iterator[RenderableType]]
@@ -87,11 +87,15 @@ def evidence(suite: Suite, _: Sequence[Finding], experiments: Sequence[Experimen
         if not arms:
             yield _line("nothing was measured")
             continue
+        yield from _own_charts(experiment.charts if experiment else (), doubts.runs_of(suite, name))
         for make in TABLES:
             table = make(arms)
             if make is ledger and _is_clean(arms):
                 yield Text()
                 yield _line(_clean_ledger(arms))
+            elif table is not None and make is coding and len(table.rows) > MOST_LINES:
+                yield Text()
+                yield _line(f"{table.title}: {len(table.rows)} setups, each in a row of the page.")
             elif table is not None:
                 yield Text()
                 yield from _rich(table)
@@ -105,6 +109,22 @@ def evidence(suite: Suite, _: Sequence[Finding], experiments: Sequence[Experimen
             else:
                 yield from _rich(law)
                 yield from (_line(note, style="dim") for note in law.notes)
+
+
+def _own_charts(wanted: Sequence[Chart], runs: Sequence[Run]) -> Iterator[RenderableType]:
+    if not wanted:
+        return
+    from lab.report import gallery  # noqa: PLC0415  brings a plotting library that most verbs do without
+
+    for said in gallery.spoken(wanted, runs):
+        yield Text()
+        if isinstance(said, Table):
+            yield from _rich(said)
+            yield from (_line(note, style="dim") for note in said.notes)
+        else:
+            title, lines = said
+            yield Text(plain(title), style="bold")
+            yield from (_line(line, indent=2) for line in lines)
 
 
 def _is_clean(arms: Sequence[Group]) -> bool:
@@ -154,6 +174,8 @@ def warnings(suite: Suite, _: Sequence[Finding], __: Sequence[Experiment]) -> It
             yield _line(f"{runs[0].trial.experiment}, repeat {words.of_runs(runs)}: {says}")
 
 
+MOST_LINES = 30
+"""A longer table of what charts have shown already is left to the page."""
 NARROW = 80
 """Columns of the terminal or the pipe that every table fits into."""
 GAP = 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lab.axes import shape, size_bytes
+from lab.bill import PART_NAMES
 from lab.model import BreakEven, Claim, Level, Load, Measure, Ratio, Run, ScalingLaw, Selector, Setup
-from lab.report.groups import Group
-from lab.report.loads import beside, load, work
+from lab.report.groups import Group, other_args
+from lab.report.loads import MESSAGES, VIA, beside, load, messages, size, work
 from lab.report.units import MIB
 from lab.stats import matches
 
@@ -35,8 +37,61 @@ MEASURES = {
     "refused_things": "things refused",
     "changed_things": "things changed",
     "not_intact": "things refused or changed",
+    "lag_part_s": "mean time from due to sent",
+    "encode_part_s": "mean time to encode the message",
+    "publish_part_s": "mean time until the broker has it",
+    "wait_part_s": "mean time in the broker",
+    "fetch_part_s": "mean time to read it from the broker",
+    "register_part_s": "mean time to unwrap the message and note it down",
+    "peek_part_s": "mean time to decode it in the worker's main process",
+    "hop_part_s": "mean time from there to its slot",
+    "decode_part_s": "mean time to decode it in the slot",
+    "call_part_s": "mean time from decoded to started",
+    "run_part_s": "mean time from started to ended",
+    "result_part_s": "mean time to store the result",
+    "way_s": "mean time from due to stored result",
+    "overhead_s": "mean time of a job's way beside the job itself",
+    "message_bytes": "size of a message",
+    "body_bytes": "size of a message's body",
+    "base64_bytes": "what base64 adds to a message",
+    "argument_text_bytes": "arguments as text in a message",
+    "header_bytes": "headers, properties and envelope of a message",
+    "broker_bytes_per_job": "bytes through the broker per job",
+    "collect_s_per_job": "time to read one result",
+    "producer_cpu_s_per_job": "CPU time of the producer per job",
+    "encode_us": "time to encode",
+    "decode_us": "time to decode",
+    "coding_us": "time to encode and decode",
+    "coded_bytes": "size of the encoded payload",
 }
 """`lab.stats.MEASURES` in words."""
+
+PARTS: Mapping[str, str] = {
+    "lag_part_s": "producer late",
+    "encode_part_s": "encode",
+    "publish_part_s": "into the broker",
+    "wait_part_s": "wait in the broker",
+    "fetch_part_s": "read from the broker",
+    "register_part_s": "unwrap, note down",
+    "peek_part_s": "decode in main process",
+    "hop_part_s": "to the slot",
+    "decode_part_s": "decode in the slot",
+    "call_part_s": "call the job",
+    "run_part_s": "the job itself",
+    "result_part_s": "store the result",
+    "body_bytes": "body",
+    "base64_bytes": "base64",
+    "argument_text_bytes": "argument text",
+    "header_bytes": "headers, envelope",
+    "encode_us": "encode",
+    "decode_us": "decode",
+}
+"""Those of MEASURES that add up with others, as a stack names them."""
+
+
+def part(name: str) -> str:
+    """A measure as one of a stack's parts."""
+    return PARTS.get(name, MEASURES[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +106,23 @@ class Unit:
     """Behind the measure's name at a chart's axis, where the name does not say it already."""
 
 
+MS, US, KB = Unit("ms", 1e3, "ms"), Unit("µs", on_axis="µs"), Unit("kB", 1e-3, "kB")
+
 UNITS: Mapping[str, Unit] = {
     "throughput_hz": Unit("jobs/s"),
     "drain_hz": Unit("jobs/s"),
-    "worker_cpu_s_per_job": Unit("ms", 1e3, "ms"),
+    "worker_cpu_s_per_job": MS,
     "pss_bytes": Unit("MiB", 1 / MIB, "MiB"),
     "pss_bytes_per_slot": Unit("MiB", 1 / MIB, "MiB"),
-    "latency_p50_s": Unit("ms", 1e3, "ms"),
-    "latency_p99_s": Unit("ms", 1e3, "ms"),
+    "latency_p50_s": MS,
+    "latency_p99_s": MS,
     "cores_used": Unit("cores"),
     "beside_hz": Unit("jobs/s"),
-    "wait_p99_s": Unit("ms", 1e3, "ms"),
-    "held_p50_s": Unit("ms", 1e3, "ms"),
-    "service_p50_s": Unit("ms", 1e3, "ms"),
+    "wait_p99_s": MS,
+    "held_p50_s": MS,
+    "service_p50_s": MS,
     "round_us": Unit("µs"),
-    "gap_p50_s": Unit("ms", 1e3, "ms"),
+    "gap_p50_s": MS,
     "slots_busy": Unit("of the slots' time"),
     "boot_s": Unit("s", on_axis="s"),
     "commands_per_job": Unit("commands per job"),
@@ -75,6 +132,21 @@ UNITS: Mapping[str, Unit] = {
     "refused_things": Unit("things"),
     "changed_things": Unit("things"),
     "not_intact": Unit("things"),
+    **{f"{name}_part_s": MS for name in PART_NAMES},
+    "way_s": MS,
+    "overhead_s": MS,
+    "message_bytes": KB,
+    "body_bytes": KB,
+    "base64_bytes": KB,
+    "argument_text_bytes": KB,
+    "header_bytes": KB,
+    "broker_bytes_per_job": KB,
+    "collect_s_per_job": MS,
+    "producer_cpu_s_per_job": MS,
+    "encode_us": US,
+    "decode_us": US,
+    "coding_us": US,
+    "coded_bytes": KB,
 }
 """What each of MEASURES is counted in, where people read it."""
 
@@ -97,10 +169,20 @@ AXES: Mapping[str, Axis] = {
     "switch_interval_ms": Axis("switch interval, ms", "ms"),
     "hogs": Axis("jobs that compute beside it", "beside"),
     "handovers": Axis("times a job gives up the GIL", "times"),
-    "size_bytes": Axis("size of the argument, kB", "kB", 1e-3),
+    "size_bytes": Axis("size of the payload, kB", "kB", 1e-3),
     "prefetch": Axis("jobs fetched ahead, per slot", "ahead"),
+    "rtt_ms": Axis("distance to the broker, there and back, ms", "ms"),
 }
 """`lab.axes.AXES` in words."""
+
+NAMES: Mapping[str, str] = {
+    "codec": "serializer",
+    "compression": "compression",
+    "shape": "shape",
+    "pool": "pool",
+    "size_name": "size",
+}
+"""`lab.axes.NAMES` in words."""
 
 PREDICTIONS: Mapping[str, str] = {
     "convoy_s": "each wait + a switch interval per thread",
@@ -121,8 +203,8 @@ def unit(what: Measure) -> Unit | None:
     match what:
         case Level(name):
             return UNITS.get(name, Unit(""))
-        case BreakEven():
-            return Unit("ms")
+        case BreakEven(axis=along):
+            return Unit(AXES[along].after, AXES[along].times)
         case ScalingLaw():
             return Unit("of the curve")
         case Ratio():
@@ -136,8 +218,9 @@ def measure(what: Measure, groups: Sequence[Group]) -> str:
             return f"{MEASURES.get(name, name)}: {side(of, groups)} ÷ {side(to, groups)}"
         case Level(name, of):
             return f"{MEASURES.get(name, name)}: {side(of, groups, mean='mean')}"
-        case BreakEven(of, to):
-            return f"job length from which on {selected(of)} finishes more jobs a second than {selected(to)}"
+        case BreakEven(of, to, along):
+            what_grows = "job length" if along == "work_ms" else AXES[along].name.partition(",")[0]
+            return f"{what_grows} from which on {selected(of)} finishes more jobs a second than {selected(to)}"
         case ScalingLaw(of):
             return f"largest distance from the Universal Scalability Law's best curve: {selected(of)}"
 
@@ -160,6 +243,12 @@ def side(where: Selector, groups: Sequence[Group], *, mean: str = "geometric mea
 
 
 def _field(name: str, value: object) -> str:  # noqa: PLR0911  one a kind of value
+    if name in MESSAGES:
+        return MESSAGES[name](value)
+    if name == "via":
+        return f"payload {VIA.get(str(value), str(value))}"
+    if name == "payload_bytes" and isinstance(value, int):
+        return f"payload of {size(value)}"
     if isinstance(value, bool):
         return f"{name} {'on' if value else 'off'}"
     match value:
@@ -182,20 +271,45 @@ def conditions(groups: Sequence[Group]) -> list[str]:
     each = list(dict.fromkeys(map(_condition, setups)))
     if len(each) <= MOST_CONDITIONS:
         return each
+    jobs = list(dict.fromkeys(map(_job, setups)))
     parts = {
-        "Jobs": [_job(setup) for setup in setups],
+        "Jobs": jobs if len(jobs) <= MOST_JOBS else combined(setups),
         "Load": [load(setup.pacer) for setup in setups],
         "Beside them": [beside(setup.beside).removeprefix("beside ") for setup in setups if setup.beside],
+        "Messages": [said] if (said := messages(setups)) else [],
     }
     return [f"{name}: {'; '.join(dict.fromkeys(said))}." for name, said in parts.items() if said]
 
 
 MOST_CONDITIONS = 3
 """More sentences than this hide what differs between them."""
+MOST_JOBS = 12
+"""More jobs than this are said as what they are combined of."""
+
+
+def combined(setups: Sequence[Setup]) -> list[str]:
+    """Many jobs in few words: their names, and each of their traits with all its values."""
+    by_size = sorted(setups, key=size_bytes)
+    said = [", ".join(dict.fromkeys(setup.job for setup in setups))]
+    for name, trait in COMBINED.items():
+        if values := [value for setup in by_size if (value := trait(setup))]:
+            said.append(f"{name} {', '.join(dict.fromkeys(values))}")
+    return said
+
+
+COMBINED: Mapping[str, Callable[[Setup], str]] = {
+    "serializers": lambda setup: str(setup.args.get("codec", "")),
+    "compressions": lambda setup: str(setup.args["compression"] or "none") if "compression" in setup.args else "",
+    "shapes": shape,
+    "sizes": lambda setup: size(size_bytes(setup)) if size_bytes(setup) else "",
+    "arguments": lambda setup: work(other_args(setup)),
+}
+"""What many jobs may be combined of; a trait that no job has is not said."""
 
 
 def _condition(setup: Setup) -> str:
     more = f"; {beside(setup.beside)}" if setup.beside else ""
+    more += f"; messages: {said}" if (said := messages([setup])) else ""
     return f"Job {_job(setup)}; load: {load(setup.pacer)}{more}."
 
 

@@ -1,0 +1,50 @@
+"""Send the payload, or say where it lies?"""
+
+from lab.model import Arms, BreakEven, Claim, Curve, Experiment, Ratio, Setup
+from producer.pacers import Burst
+from producer.payloads import Args, Referred
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+INLINE: tuple[Args, ...] = tuple({"load": Referred("inline", size)} for size in SIZES)
+REDIS: tuple[Args, ...] = tuple({"load": Referred("redis", size)} for size in SIZES)
+FILE: tuple[Args, ...] = tuple({"load": Referred("file", size)} for size in SIZES)
+SHM: tuple[Args, ...] = tuple({"load": Referred("shm", size)} for size in SIZES)
+
+experiment = Experiment(
+    name="by-reference",
+    question="From which size on is it better to send a key than the payload?",
+    base=Setup(job="weigh", args=INLINE[0], pacer=Burst(60), pool="prefork"),
+    quick={"pacer": Burst(30)},
+    quick_repeats=3,
+    arms=(
+        Arms({"args": (*INLINE, *REDIS, *SHM)}),
+        Arms({"args": FILE}, in_quick=False),
+    ),
+    claims=(
+        Claim(
+            id="by-reference/redis",
+            says="A payload that lies in Redis beats one in the message from 100 kB on, or smaller ones.",
+            measure=BreakEven(of={"via": "redis"}, to={"via": "inline"}, axis="size_bytes"),
+            at_most=100_000,
+            why="The message crosses the broker, JSON, base64 and a pipe; a key costs one GET of raw bytes.",
+            advice="Put large arguments into Redis or an object store, with an expiry, and send the key.",
+        ),
+        Claim(
+            id="by-reference/memory",
+            says="A payload in shared memory beats one in the message from 30 kB on, or smaller ones.",
+            measure=BreakEven(of={"via": "shm"}, to={"via": "inline"}, axis="size_bytes"),
+            at_most=30_000,
+            why="On one machine nobody has to copy it but the job itself.",
+            advice="It is for one machine, and somebody must take it away: use it inside a service, not between them.",
+        ),
+        Claim(
+            id="by-reference/large",
+            says="With 1 MB each, jobs that read shared memory run at least five times as fast as jobs that carry it.",
+            measure=Ratio("throughput_hz", of={"args": SHM[-1]}, to={"args": INLINE[-1]}),
+            at_least=5,
+            why="What is left of such a job is the way of a small one.",
+            advice="For a payload that many jobs share, put it once and keep it in the process that read it.",
+        ),
+    ),
+    charts=(Curve("Jobs a second against the payload's size, by where it lies", y="throughput_hz", x="size_bytes"),),
+)

@@ -1,0 +1,63 @@
+"""How long must a job be to be worth sending, when it has something to carry?"""
+
+from lab.model import Arms, BreakEven, Claim, Curve, Experiment, Setup
+from producer.pacers import Burst
+from producer.payloads import Args, Calibrated, Payload
+
+SMALL, LARGE = Payload("records", 1_000), Payload("records", 1_000_000)
+
+
+LENGTHS = tuple(Calibrated(ms=ms, like="spin") for ms in (1, 3, 10, 30, 100))
+LIGHT: tuple[Args, ...] = tuple({"payload": SMALL, "loops": length} for length in LENGTHS)
+HEAVY: tuple[Args, ...] = tuple({"payload": LARGE, "loops": length} for length in LENGTHS)
+
+experiment = Experiment(
+    name="payload-break-even",
+    question="How long must a job be to be worth sending, by what it carries?",
+    base=Setup(job="carry", args=LIGHT[0], pacer=Burst(24), pool="prefork", concurrency=2),
+    quick={"pacer": Burst(12)},
+    quick_repeats=3,
+    arms=(
+        Arms({"args": (*LIGHT, *HEAVY)}),
+        Arms({"args": HEAVY, "codec": ("msgspec-msgpack",)}),
+        Arms({"args": (*LIGHT, *HEAVY), "queued": (False,), "pool": ("serial",), "concurrency": (1,)}),
+    ),
+    claims=(
+        Claim(
+            id="payload-break-even/small",
+            says="With 1 kB to carry, two prefork processes beat a plain loop from jobs of 10 ms on, or shorter ones.",
+            measure=BreakEven(
+                of={"queued": True, "payload_bytes": 1_000}, to={"queued": False, "payload_bytes": 1_000}
+            ),
+            at_most=10,
+            needs_cores=2,
+            why="A kilobyte is little beside the headers: the way costs what it costs without a payload.",
+            advice="Small arguments are not what makes a queue dear; short jobs are.",
+        ),
+        Claim(
+            id="payload-break-even/large",
+            says="With 1 MB of JSON to carry, they beat the loop only from jobs of 20 ms on, or longer ones.",
+            measure=BreakEven(
+                of={"queued": True, "codec": "json", "payload_bytes": 1_000_000},
+                to={"queued": False, "payload_bytes": 1_000_000},
+            ),
+            at_least=20,
+            needs_cores=2,
+            why="Producer, parent and child each spend tens of milliseconds on a megabyte, the loop none.",
+            advice="Let a job be several times as long as the break-even of its payload, or send a key.",
+        ),
+        Claim(
+            id="payload-break-even/fast-codec",
+            says="With msgspec's MessagePack for the same 1 MB, they do so from jobs of 40 ms on, or shorter ones.",
+            measure=BreakEven(
+                of={"queued": True, "codec": "msgspec-msgpack", "payload_bytes": 1_000_000},
+                to={"queued": False, "payload_bytes": 1_000_000},
+            ),
+            at_most=40,
+            needs_cores=2,
+            why="The codec's part shrinks; base64, the pipe and pickle stay.",
+            advice="A faster codec moves the break-even, a reference takes the payload out of it.",
+        ),
+    ),
+    charts=(Curve("Throughput against job length", y="throughput_hz", x="work_ms"),),
+)
