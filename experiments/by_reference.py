@@ -15,7 +15,6 @@ experiment = Experiment(
     question="From which size on is it better to send a key than the payload?",
     base=Setup(job="weigh", args=INLINE[0], pacer=Burst(60), pool="prefork"),
     quick={"pacer": Burst(30)},
-    quick_repeats=3,
     arms=(
         Arms({"args": (*INLINE, *REDIS, *SHM)}),
         Arms({"args": FILE}, in_quick=False),

@@ -80,7 +80,6 @@ experiment = Experiment(
             advice="A process of its own is the cure, not a shorter interval.",
         ),
     ),
-    quick_repeats=3,
     charts=(
         Curve(
             "Four waits of 1 ms beside one computing thread, against the switch interval",

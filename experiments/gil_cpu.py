@@ -10,6 +10,7 @@ experiment = Experiment(
     # 25 ms a job: the queue's own millisecond or two must not hide what the GIL does.
     base=Setup(job="spin", args={"loops": Calibrated(ms=25)}, pacer=Burst(60)),
     quick={"pacer": Burst(22)},
+    quick_repeats=4,
     arms=(
         Arms({"pool": ("threads", "prefork"), "concurrency": (UP_TO_CORES,)}),
         Arms({"queued": (False,), "pool": ("serial",)}),

@@ -10,6 +10,7 @@ experiment = Experiment(
     # 40 ms a job: the queue's own millisecond or two must not hide what the second core does.
     base=Setup(job="digest", args={"chunks": Calibrated(ms=40)}, pacer=Burst(40)),
     quick={"pacer": Burst(16)},
+    quick_repeats=4,
     arms=(
         Arms({"pool": ("threads",), "concurrency": (UP_TO_CORES,)}),
         Arms({"pool": ("prefork",), "concurrency": (UP_TO_CORES,)}, in_quick=False),

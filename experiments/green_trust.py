@@ -57,6 +57,5 @@ experiment = Experiment(
             advice="Where you cannot be sure that no job computes, threads forgive more than greenlets.",
         ),
     ),
-    quick_repeats=3,
     quick={"pacer": Constant(50, 2)},
 )

@@ -31,7 +31,6 @@ experiment = Experiment(
     # So few jobs that each finds an idle worker: what is seen is the way itself, not a line of jobs before it.
     base=Setup(job="carry", args=SMALL, pacer=Constant(20, 2.5), pool="prefork", steps=True),
     quick={"pacer": Constant(20, 1.5)},
-    quick_repeats=3,
     arms=(
         Arms({"pool": ("threads", "prefork"), "args": (SMALL,)}),
         Arms({"pool": ("prefork",), "args": (LARGE,), "pacer": SLOWLY, "codec": ("json", "orjson")}),

@@ -11,7 +11,6 @@ experiment = Experiment(
         job="fetch", args={"url": Upstream(mean_ms=50), "key": EachJob()}, pacer=Constant(rate_hz=100, duration_s=2.5)
     ),
     quick={"pacer": Constant(rate_hz=100, duration_s=1.0)},
-    quick_repeats=3,
     arms=(
         Arms({"pool": ("prefork",), "concurrency": (2,)}),
         Arms({"pool": ("threads", "eventlet", "gevent"), "concurrency": (50,)}),

@@ -59,7 +59,6 @@ experiment = Experiment(
             advice="Buy slots for waiting with threads or greenlets, never with processes.",
         ),
     ),
-    quick_repeats=3,
     charts=(
         Curve("Share of slots busy against slots", y="slots_busy", x="slots"),
         Curve("Memory per slot against slots", y="pss_bytes_per_slot", x="slots"),

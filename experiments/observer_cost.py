@@ -49,5 +49,4 @@ experiment = Experiment(
     quick={"pacer": Burst(500)},
     repeats=20,
     side_by_side="marks",
-    quick_repeats=3,
 )

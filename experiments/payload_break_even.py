@@ -7,16 +7,14 @@ from producer.payloads import Args, Calibrated, Payload
 SMALL, LARGE = Payload("records", 1_000), Payload("records", 1_000_000)
 
 
-LENGTHS = tuple(Calibrated(ms=ms, like="spin") for ms in (1, 3, 10, 30, 100))
-LIGHT: tuple[Args, ...] = tuple({"payload": SMALL, "loops": length} for length in LENGTHS)
-HEAVY: tuple[Args, ...] = tuple({"payload": LARGE, "loops": length} for length in LENGTHS)
+LIGHT: tuple[Args, ...] = tuple({"payload": SMALL, "loops": Calibrated(ms=ms, like="spin")} for ms in (1, 3, 10, 30))
+HEAVY: tuple[Args, ...] = tuple({"payload": LARGE, "loops": Calibrated(ms=ms, like="spin")} for ms in (30, 100, 300))
 
 experiment = Experiment(
     name="payload-break-even",
     question="How long must a job be to be worth sending, by what it carries?",
-    base=Setup(job="carry", args=LIGHT[0], pacer=Burst(24), pool="prefork", concurrency=2),
+    base=Setup(job="carry", args=LIGHT[0], pacer=Burst(16), pool="prefork", concurrency=2),
     quick={"pacer": Burst(12)},
-    quick_repeats=3,
     arms=(
         Arms({"args": (*LIGHT, *HEAVY)}),
         Arms({"args": HEAVY, "codec": ("msgspec-msgpack",)}),

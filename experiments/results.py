@@ -11,7 +11,6 @@ experiment = Experiment(
     question="What does it cost to keep a job's result, and to read it?",
     base=Setup(job="echo", args=SMALL, pacer=Burst(300), pool="threads", concurrency=1),
     quick={"pacer": Burst(150)},
-    quick_repeats=3,
     arms=(
         Arms({"results": (None, "ignored", "stored", "get", "bulk")}),
         Arms({"pool": ("prefork",), "results": (None, "stored")}, in_quick=False),

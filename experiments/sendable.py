@@ -15,7 +15,6 @@ experiment = Experiment(
     base=Setup(job="deliver", args=THREAD, pacer=Burst(2), queued=False, pool="serial"),
     quick={"pacer": Burst(1)},
     repeats=3,
-    quick_repeats=3,
     # YAML and msgpack are not with every installation; ask for them by hand, as arguments of `deliver`.
     arms=(Arms({"args": (THREAD, PICKLE, PREFORK, JSON)}),),
     claims=(

@@ -52,5 +52,4 @@ experiment = Experiment(
             advice="More threads are no answer to a computing neighbour.",
         ),
     ),
-    quick_repeats=3,
 )

@@ -538,7 +538,7 @@ class Experiment:
     """A field of Setup: setups that differ in it alone run one after the other, so that drift cannot come between."""
     quick: Mapping[str, Any] = field(default_factory=dict)
     """What `--quick` changes in every setup."""
-    quick_repeats: int = 4
+    quick_repeats: int = 3
     charts: tuple[Chart, ...] = ()
     """Charts beside those that every experiment gets."""
 
