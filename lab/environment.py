@@ -29,6 +29,12 @@ PACKAGES = (
     "gevent",
     "greenlet",
     "msgpack",
+    "orjson",
+    "msgspec",
+    "PyYAML",
+    "lz4",
+    "brotli",
+    "backports.zstd",
     "numpy",
     "psutil",
 )

@@ -179,7 +179,10 @@ def continued(new: Suite, old: Suite) -> Suite:
     """The old suite, to be completed as the new one plans. Raises BadInput when the two do not belong together."""
     if difference := machine_difference(new.environment, old.environment):
         raise BadInput(f"the suite there was measured on another machine ({difference}); choose another --out")
-    if changed := [key for key in SAME_SITTING if new.environment.get(key) != old.environment.get(key)]:
+    changed = [key for key in SAME_SITTING if new.environment.get(key) != old.environment.get(key)]
+    if "packages" in changed and same_packages(new.environment, old.environment):
+        changed.remove("packages")
+    if changed:
         raise BadInput(f"the suite there was measured with another {', '.join(changed)}; choose another --out")
     if (new.seed, new.quick, new.environment.get("workers_python")) != (
         old.seed,
@@ -195,6 +198,15 @@ def continued(new: Suite, old: Suite) -> Suite:
         repeats={**old.repeats, **new.repeats},
         left_out={**old.left_out, **new.left_out},
     )
+
+
+def same_packages(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Whether whatever the old suite was measured with is here in that version, and nothing since that they would use.
+
+    Codecs do nothing unless a setup names them; but redis-py takes hiredis wherever it is.
+    """
+    now, then = dict(new.get("packages") or {}), dict(old.get("packages") or {})
+    return then.items() <= now.items() and now.get("hiredis") == then.get("hiredis")
 
 
 def same_setups(suite: Suite, planned: Sequence[Trial]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import EXPERIMENTS
-from lab.measure import Order, cannot_run, same_setups
+from lab.measure import Order, cannot_run, continued, same_setups
 from lab.model import FREE_THREADED, UP_TO_CORES, Arms, BadInput, Experiment, Load, Setup, Trial, up_to
 from lab.plan import expected_s, plan
 from producer.pacers import Burst, Constant
@@ -259,3 +259,26 @@ def test_a_suite_is_not_continued_with_other_setups_than_it_holds():
         same_setups(suite, plan(changed))
     # And other experiments in it are nobody's business
     same_setups(suite, plan(replace(changed, name="another")))
+
+
+OLD = {"celery": "5.7.0", "redis": "8.1.0"}
+
+
+@pytest.mark.parametrize(
+    ("now", "goes_on"),
+    [
+        (OLD, True),
+        ({**OLD, "orjson": "3.13.0"}, True),
+        ({**OLD, "hiredis": "3.5.0"}, False),
+        ({**OLD, "celery": "5.7.1"}, False),
+        ({"celery": "5.7.0"}, False),
+    ],
+)
+def test_a_suite_goes_on_beside_new_packages_unless_its_runs_would_use_them(now: dict[str, str], goes_on: bool):
+    old = replace(run_experiment(MANY), environment={"packages": OLD})
+    new = replace(old, environment={"packages": now}, runs=())
+    if goes_on:
+        assert continued(new, old).runs == old.runs
+    else:
+        with pytest.raises(BadInput, match="another packages"):
+            continued(new, old)
