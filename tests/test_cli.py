@@ -279,6 +279,10 @@ def ended(path):
         (["--arg", "=3"], "is not an argument"),
         (["--job", "snooze"], "set them with --arg"),
         (["--broker", "amqp://x"], "redis://"),
+        (["--codec", "jsn"], "did you mean 'json'?"),
+        (["--compression", "zst"], "did you mean 'zstd'?"),
+        (["--job", "echo", "--payload", "recods:1kB"], "did you mean 'records'?"),
+        (["--job", "echo", "--payload", "records:1GB"], "not a size"),
         (["--broker", "redis://127.0.0.1:1/0", "--for", "1s"], "the broker does not answer"),
     ],
 )

@@ -287,16 +287,11 @@ class Lane:
         self.log = self.children.directory / f"{self.prefix.replace(':', '-')}.log"
 
     def start(self) -> None:
-        module = self.children.path / "wired.py"
-        module.write_text(
-            "from tasks.app import app_from_env\nfrom tasks.dead_letters import connect\n"
-            "app = app_from_env()\nconnect(app)\n"
-        )
         ready, told = os.pipe()
         environment = {**self.settings.to_env(), "SIDESTEP_READY_FD": str(told)}
         if self.pool == "eventlet":
             environment["PYTHONWARNINGS"] = EVENTLET_WARNING_FILTER
-        command = [sys.executable, "-m", "celery", "-A", "wired", "worker", "-P", self.pool, "-Q", "jobs"]
+        command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-P", self.pool, "-Q", "jobs"]
         command += ["-c", "1" if self.pool == "solo" else "2", "-n", "reader@test", "-l", "WARNING", *QUIET]
         with self.log.open("wb") as output:
             self.worker = self.children.start(command, env=environment, stdout=output, stderr=output, pass_fds=(told,))

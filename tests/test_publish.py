@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import json
 import queue
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +25,7 @@ from lab.model import Trial
 from lab.stats import quantile
 from producer.pacers import Burst, Closed, Constant, Pacer, Poisson, Steps
 from producer.publish import BATCH, MOST_IN_PUSH, NotTaken, Parcel, Sender, Sent, publish
+from tasks.codecs import CODECS
 from tests.fakes import SETUP, FakeBroker, FakeClock, FakeWorkers
 from tests.simulator import simulate
 
@@ -480,3 +483,21 @@ def test_the_moment_of_encoding_lies_between_handing_over_and_being_taken(broker
         assert s.due_ns <= s.sent_ns < s.encoded_ns < s.taken_ns
     assert all(a.taken_ns <= b.sent_ns for a, b in pairwise(sent[::4]))
     assert client.llen("q") == 12
+
+
+@pytest.mark.real
+def test_the_producer_says_in_one_line_which_codec_cannot_carry_a_payload_and_sends_nothing(broker, client):
+    client.flushdb()
+    command = [sys.executable, "-m", "producer.cli", "--job", "echo", "--rate", "20", "--for", "0.5s"]
+    command += ["--payload", "bytes:1kB", "--broker", broker.url]
+    done = {}
+    for codec in ("msgspec-json", "orjson", "json"):
+        if not CODECS[codec].missing:
+            done[codec] = subprocess.run([*command, "--codec", codec], capture_output=True, text=True, check=False)
+    refused = done.get("orjson")
+    if refused:
+        assert refused.returncode == 2
+        assert len(refused.stderr.splitlines()) == 1
+        assert "codec 'orjson' cannot carry these arguments" in refused.stderr
+    assert done["json"].returncode == 0
+    assert client.llen("sidestep:jobs") == 10 * sum(one.returncode == 0 for one in done.values())
