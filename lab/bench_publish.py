@@ -54,7 +54,8 @@ def publish(jobs: int, repeats: int, seed: int, broker: str | None, force: bool,
     human.print(
         f"{repeats} blocks on {where}, one process, no results kept: geometric means, 95 % intervals over blocks. "
         f"A block is {min(counts)} messages of the slowest way to {max(counts)} of the quickest, each with an id and "
-        "an argument of its own. The queue was counted after every turn: it held what was sent. The limit is redis-py's pipeline of messages made before, one LPUSH each."
+        "an argument of its own. The queue was counted after every turn: it held what was sent. The limit "
+        "is redis-py's pipeline of messages made before, one LPUSH each."
     )
 
 
