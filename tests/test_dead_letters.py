@@ -9,6 +9,7 @@ import pickle
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 import uuid
@@ -29,7 +30,7 @@ from kombu.transport.virtual import Channel as VirtualChannel
 from lab.arenas.arena import await_ready
 from lab.arenas.celery_worker import QUIET
 from lab.broker import own_server
-from lab.children import Children, kill
+from lab.children import ROOT, Children, kill
 from lab.dead_letters import Counts, counts, dead_letters, resend
 from tasks.app import make_app
 from tasks.dead_letters import (
@@ -637,3 +638,28 @@ def test_a_reason_quotes_nothing_of_the_message():
     made = CheckedMessage(json.loads(message(GOOD_BODY, {"content-type": SECRET})), channel=Decoder())
     for error in (ContentDisallowed(SECRET), DecodeError(SECRET), InvalidTaskError(SECRET), KeyError(SECRET)):
         assert SECRET not in reason_for(made, error)
+
+
+@pytest.mark.real
+def test_the_command_line_shows_letters_and_sends_them_again(lane: Open):
+    made = lane("threads")
+    made.put(b"not json")
+    made.settled()
+    command = [sys.executable, "-m", "experiments", "letters", "--broker", made.url, "--prefix", made.prefix]
+
+    def seen(*options: str) -> dict[str, Any]:
+        done = subprocess.run([*command, "--json", *options], capture_output=True, text=True, check=True, cwd=ROOT)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    deadline = time.monotonic() + 30
+    while not (one := seen())["letters"]:
+        assert time.monotonic() < deadline, "no letter came"
+    assert [letter["reason"] for letter in one["letters"]] == ["its envelope is no JSON that can be read"]
+    assert (one["all"], one["resent"]) == (1, 0)
+    # And sent again it is still none, and is counted once more
+    assert seen("--resend")["resent"] == 1
+    made.settled()
+    while (again := seen())["all"] < 2:
+        assert time.monotonic() < deadline, "the message was not set aside again"
+    assert len(again["letters"]) == 1
