@@ -10,9 +10,11 @@ import time
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
 from experiments import EXPERIMENTS
 from lab.children import ROOT
+from lab.cli import Catalogue, cli
 from lab.report.figures import bound
 from lab.store import load
 
@@ -87,7 +89,8 @@ def test_list_names_every_claim_as_json_and_as_text():
 def test_explain_says_everything_about_every_claim():
     for experiment in EXPERIMENTS.values():
         for claim in experiment.claims[:2]:
-            words = json.loads(sidestep("explain", claim.id, "--json").stdout)
+            done = CliRunner().invoke(cli, ["explain", claim.id, "--json"], obj=Catalogue(EXPERIMENTS, ()))
+            words = json.loads(done.stdout)
             assert words["claim"] == claim.says
             assert bound(claim) in words["prediction"]
             assert words["what would refute it"]
@@ -303,8 +306,6 @@ def test_every_verb_has_help_without_jargon_left_over():
 
 
 def test_every_option_has_the_environment_variable_that_its_help_names():
-    from lab.cli import cli
-
     named = {option.envvar for verb in cli.commands.values() for option in verb.params if hasattr(option, "is_flag")}
     assert {
         "SIDESTEP_RUN_JSON",
@@ -319,10 +320,7 @@ def test_every_option_has_the_environment_variable_that_its_help_names():
 
 
 def test_remedies_keep_their_brackets(monkeypatch):
-    from click.testing import CliRunner
-
     from lab import broker
-    from lab.cli import Catalogue, cli
 
     monkeypatch.setattr(broker, "find_server", lambda: None)
     done = CliRunner().invoke(cli, ["doctor"], obj=Catalogue(EXPERIMENTS, ()))
