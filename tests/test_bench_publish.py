@@ -134,19 +134,24 @@ def test_ctrl_c_ends_it_and_its_server_with_one_word():
         text=True,
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "100"},
+        # A shell's background commands ignore SIGINT and pass that on: undo it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  no thread runs here
     )
     import psutil
 
-    # When it is under way, as its server shows
-    deadline = time.monotonic() + 60
-    parent = psutil.Process(running.pid)
-    while not any("server" in child.name() for child in parent.children(recursive=True)):
-        assert time.monotonic() < deadline
-        assert running.poll() is None
-        time.sleep(0.05)
-    children = parent.children(recursive=True)
-    running.send_signal(signal.SIGINT)
-    said, _ = running.communicate(timeout=60)
+    try:
+        # When it is under way, as its server shows
+        deadline = time.monotonic() + 60
+        parent = psutil.Process(running.pid)
+        while not any("server" in child.name() for child in parent.children(recursive=True)):
+            assert time.monotonic() < deadline
+            assert running.poll() is None
+            time.sleep(0.05)
+        children = parent.children(recursive=True)
+        running.send_signal(signal.SIGINT)
+        said, _ = running.communicate(timeout=60)
+    finally:
+        running.kill()  # it would go on for hours
     assert "Traceback" not in said, said
     assert running.returncode == 1  # click's own; `sidestep` makes 130 of it
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
