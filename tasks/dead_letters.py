@@ -417,6 +417,8 @@ def check(message: Any, strategies: Mapping[str, Any]) -> None:
     decoding raises.
     """
     headers: dict[str, Any] = message.headers
+    if message.content_encoding is not None and type(message.content_encoding) is not str:
+        raise Unreadable("its content encoding is no text")
     if "task" not in headers:
         body = message.payload
         if not isinstance(body, dict) or "task" not in body:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +70,4 @@ def checksum(result: object) -> int:
     """32 bits of a job's result, small enough to travel with its mark. The same in every process and version."""
     if isinstance(result, bytes):
         return zlib.crc32(result)
-    if isinstance(result, dict | list):
-        # Two dicts are equal in whatever order their keys came: YAML sorts them on the way.
-        result = json.dumps(result, sort_keys=True, default=repr)
     return zlib.crc32((result if isinstance(result, str) else repr(result)).encode("utf-8", "surrogatepass"))

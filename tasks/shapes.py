@@ -40,7 +40,18 @@ def make(shape: str, size_bytes: int, seed: int = 0) -> Value:
         raise ValueError(f"shape must be one of {', '.join(SHAPES)}, not {shape!r}")
     if size_bytes < 1:
         raise ValueError(f"a payload has 1 byte or more, not {size_bytes}")
-    return SHAPES[shape](size_bytes, seed)
+    return _sorted(SHAPES[shape](size_bytes, seed))
+
+
+def _sorted(value: Any) -> Any:
+    """The value with the keys of each dict in order: YAML sorts them, and what arrives shall also look the same."""
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(one) for one in value] if isinstance(value, list) and value and not _is_flat(value) else value
+
+
+def _is_flat(values: list[Any]) -> bool:
+    return not isinstance(values[0], dict | list)
 
 
 def size(value: Value) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import redis
 from celery.exceptions import InvalidTaskError, NotRegistered
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport.virtual import Channel as VirtualChannel
@@ -576,6 +576,7 @@ class Decoder:
 
 
 @given(st.sampled_from(PLACES), JSON | st.just(GONE), JSON)
+@example("content-encoding", True, None)
 def test_whatever_stands_in_a_message_is_fit_or_refused_in_words_of_our_own(place, value, body):
     present = place not in ("headers.compression",) or value is not GONE
     changes = {place: value} if present else {}

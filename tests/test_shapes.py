@@ -24,13 +24,13 @@ def fingerprint(value: Any) -> str:
 
 # Found once. Whoever changes a shape makes the suites of yesterday and those of today about different things.
 KNOWN = {
-    "records": "b5d6a9033306e3c6",
+    "records": "e9cf8f018a974914",
     "text": "07bf16f117fe9947",
     "numbers": "a4e10809665e7dc2",
     "floats": "0a9c3c899769ac11",
     "bytes": "d753ef1f40100f65",
     "noise": "7c55d63c4b08a836",
-    "tree": "15fa076a5887fb9b",
+    "tree": "24005320ea00356b",
 }
 
 
