@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from producer.template import (
     written_expires,
 )
 from tasks.codecs import CODECS, register
+from tasks.metrics import SENT, Meter
 
 BATCH = 100
 """Most jobs in one write. Larger saves little more; smaller lets the first of a burst start sooner."""
@@ -162,12 +164,14 @@ class Sender:
         template: bool = True,
         encode_once: bool = False,
         most_in_push: int = MOST_IN_PUSH,
+        meter: Meter | None = None,
     ) -> None:
         """See `Style` for what they mean; None is the app's own setting.
 
         `base64` False leaves the body as it is, where it is text. `template` False takes kombu's batch in any case.
         `encode_once` is for parcels whose `args` are the same object, see `Template`. With `most_in_push` 1 the broker
-        counts one LPUSH a job, as it does with Celery's own; a batch still is one write.
+        counts one LPUSH a job, as it does with Celery's own; a batch still is one write. With a `meter` messages say
+        when they were sent, and what the broker has taken is counted.
         """
         self._app, self._parcel_of = app, parcel_of
         # All must be known by the time that the first message is made; for codecs of others it is up to the app.
@@ -177,7 +181,9 @@ class Sender:
             compression=compression or app.conf.task_compression,
             argsrepr=argsrepr,
             ignore_result=ignore_result,
+            stamp=meter is not None,
         )
+        self._meter = meter
         self._connection = app.connection_for_write(transport_options=None if base64 else {"body_encoding": None})
         self._producer = app.amqp.Producer(self._connection)
         self._encode_once, self._most_in_push = encode_once, most_in_push
@@ -202,7 +208,7 @@ class Sender:
             except NotPossible as why:
                 self._why = str(why)
         if self._why is None:
-            self._pushes([parcel])
+            self._pushes([parcel], time.time())
         else:
             self._message(parcel)
 
@@ -213,21 +219,29 @@ class Sender:
         away meanwhile. Nothing is sent if one of them cannot be encoded.
         """
         parcels = [self._parcel_of(seq) for seq in seqs]
+        sent_s = time.time()
+        encoded_ns = self._hand_over(parcels, sent_s)
+        if self._meter:
+            for (queue, task_name), jobs in Counter((p.queue, p.task_name) for p in parcels).items():
+                self._meter.issued(queue, task_name, sent_s, jobs)
+        return encoded_ns
+
+    def _hand_over(self, parcels: Sequence[Parcel], sent_s: float) -> int | None:
         self._why = self._why or listeners()
         if self._why is None:
             try:
-                pushes = self._pushes(parcels)
+                pushes = self._pushes(parcels, sent_s)
             except NotPossible as why:
                 self._why = str(why)
             else:
                 return self._push(pushes)
-        return self._by_batch(parcels)
+        return self._by_batch(parcels, sent_s)
 
     def encode(self, seqs: Sequence[int]) -> dict[bytes, list[bytes]]:
         """The messages that would be pushed, by the list they belong to. Raises NotPossible without a template."""
         if self._why is not None:
             raise NotPossible(self._why)
-        return self._messages([self._parcel_of(seq) for seq in seqs])
+        return self._messages([self._parcel_of(seq) for seq in seqs], time.time())
 
     def close(self) -> None:
         """Give the connection back."""
@@ -238,7 +252,7 @@ class Sender:
         self._templates[route] = made
         return made
 
-    def _messages(self, parcels: Sequence[Parcel]) -> dict[bytes, list[bytes]]:
+    def _messages(self, parcels: Sequence[Parcel], sent_s: float) -> dict[bytes, list[bytes]]:
         lists: dict[bytes, list[bytes]] = {}
         templates = self._templates
         for call_id, task_name, queue, args, eta, expires, priority in parcels:
@@ -246,15 +260,15 @@ class Sender:
             template = templates.get((task_name, queue, priority)) or self._template(  # type: ignore[call-overload]
                 Route(task_name, queue, priority)
             )
-            message = template.fill(call_id, (), args, eta, expires)
+            message = template.fill(call_id, (), args, eta, expires, sent_s)
             if template.key in lists:
                 lists[template.key].append(message)
             else:
                 lists[template.key] = [message]
         return lists
 
-    def _pushes(self, parcels: Sequence[Parcel]) -> list[_Push]:
-        lists = self._messages(parcels)
+    def _pushes(self, parcels: Sequence[Parcel], sent_s: float) -> list[_Push]:
+        lists = self._messages(parcels, sent_s)
         largest = max((len(message) for messages in lists.values() for message in messages), default=0)
         if largest >= LEAST_LIMIT_BYTES and largest > (limit := self._limit()):
             raise NotTaken(
@@ -319,7 +333,7 @@ class Sender:
             kwargsrepr=silent,
         )
 
-    def _by_batch(self, parcels: Sequence[Parcel]) -> int | None:
+    def _by_batch(self, parcels: Sequence[Parcel], sent_s: float) -> int | None:
         send, style = self._app.amqp.send_task_message, self._style
         try:
             with self._producer.batch(max_size=max(len(parcels), 1)):
@@ -333,6 +347,7 @@ class Sender:
                         serializer=style.serializer,
                         compression=style.compression,
                         retry=False,
+                        headers={SENT: sent_s} if style.stamp else None,
                     )
                 encoded_ns = time.monotonic_ns()
         except BatchPublishError as error:

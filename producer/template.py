@@ -21,6 +21,8 @@ from celery.utils.time import add_seconds_to_datetime, maybe_make_aware
 from kombu import compression, serialization
 from kombu.utils import json as kombus_json
 
+from tasks.metrics import SENT
+
 kombu_json: Any = kombus_json  # their functions have no types
 get_encoder: Any = compression.get_encoder
 serialize: Any = serialization.dumps
@@ -29,6 +31,8 @@ c_make_encoder: Any = getattr(json_encoder, "c_make_encoder", None)
 
 ORDER = ("body", "id", "eta", "expires", "id", "argsrepr", "kwargsrepr", "id", "tag")
 """The places in which messages of one kind differ. The last two ids are root_id and correlation_id."""
+STAMPED = (*ORDER[:-2], "sent", *ORDER[-2:])
+"""The same, where messages say when they were sent."""
 NULL, NO_TEXT, NO_ARGS = b"null", b'""', b'"()"'
 PLAIN = frozenset({int, float, bool, type(None)})
 
@@ -56,6 +60,8 @@ class Style:
     argsrepr: bool = True
     """Whether the headers also hold the arguments as text for people to read, as Celery's own do."""
     ignore_result: bool = True
+    stamp: bool = False
+    """Whether a header says when it was sent, see `tasks.metrics`; Celery's own messages do not."""
 
 
 class Call(NamedTuple):
@@ -104,7 +110,9 @@ class Template:
         # Each tag is this template's own half of a UUID, and a number.
         half, start = _half()
         self._numbers = count(start)
-        places = (*(b"%b" for _ in ORDER[:-1]), b'"%b%%012x"' % half.encode())
+        self._stamp = style.stamp
+        order = STAMPED if style.stamp else ORDER
+        places = (*(b"%b" for _ in order[:-1]), b'"%b%%012x"' % half.encode())
         pieces = [piece.encode().replace(b"%", b"%%") for piece in first.pieces]
         self._format = b"".join(chain.from_iterable(zip_longest(pieces, places, fillvalue=b"")))
         self.key: bytes = (getattr(producer.channel, "global_keyprefix", "") + first.written.key).encode()
@@ -112,9 +120,18 @@ class Template:
         self._check(producer, style, route)
 
     def fill(
-        self, call_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], eta: Moment = None, expires: Moment = None
+        self,
+        call_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        eta: Moment = None,
+        expires: Moment = None,
+        sent_s: float = 0.0,
     ) -> bytes:
-        """The message for this call, as it would lie in Redis. Raises kombu's EncodeError as Celery would."""
+        """The message for this call, as it would lie in Redis. Raises kombu's EncodeError as Celery would.
+
+        `sent_s` is its stamp, if it has one.
+        """
         last_args, last_kwargs, body, args_text, kwargs_text = self._last
         if not (self._once and kwargs is last_kwargs and args is last_args):
             encoded = self._encode(args or (), kwargs or {})
@@ -135,6 +152,7 @@ class Template:
             name,
             args_text,
             kwargs_text,
+            *((_json(sent_s),) if self._stamp else ()),
             name,
             next(self._numbers),
         )
@@ -155,8 +173,8 @@ class Template:
             "2100-01-02T00:00:00+00:00",
         )
         for call in (bare, full):
-            own = json.loads(celerys_own(self._app, producer, style, route, call).text)
-            filled = json.loads(self.fill(*call))
+            own = json.loads(celerys_own(self._app, producer, style, route, call, sent=0.5).text)
+            filled = json.loads(self.fill(*call, sent_s=0.5))
             del own["properties"]["delivery_tag"], filled["properties"]["delivery_tag"]
             if own != filled:
                 where = ", ".join(differences(own, filled))
@@ -186,6 +204,7 @@ def celerys_own(
     argsrepr: str | None = None,
     kwargsrepr: str | None = None,
     tag: str | None = None,
+    sent: float | str = 0.0,
 ) -> Written:
     """What Celery's own path makes of the call, `as_task_v2` and then `send_task_message`, without sending it.
 
@@ -215,6 +234,7 @@ def celerys_own(
             serializer=style.serializer,
             compression=style.compression,
             retry=False,
+            headers={SENT: sent} if style.stamp else None,
         )
     if [command for command, _, _ in taken] != ["lpush"]:
         what = " and ".join(dict.fromkeys(command for command, _, _ in taken)) or "nothing"
@@ -365,7 +385,8 @@ class _Marked(NamedTuple):
 
 def _marked(app: Any, producer: Any, style: Style, route: Route) -> _Marked:
     """A message with marks in its places. Raises NotPossible where they do not stand as in ORDER."""
-    marks = {place: str(uuid.uuid4()) for place in ORDER if place != "body"}
+    order = STAMPED if style.stamp else ORDER
+    marks = {place: str(uuid.uuid4()) for place in order if place != "body"}
     call = Call(marks["id"], (), {"mark": str(uuid.uuid4())}, marks["eta"], marks["expires"])
     written = celerys_own(
         app,
@@ -376,12 +397,13 @@ def _marked(app: Any, producer: Any, style: Style, route: Route) -> _Marked:
         argsrepr=marks["argsrepr"],
         kwargsrepr=marks["kwargsrepr"],
         tag=marks["tag"],
+        sent=marks.get("sent", ""),
     )
     found = {json.dumps(mark): place for place, mark in marks.items()} | {kombu_json.dumps(written.body): "body"}
     pattern = re.compile("|".join(map(re.escape, found)))
     places = tuple(found[mark] for mark in pattern.findall(written.text))
-    if places != ORDER:
-        raise NotPossible(f"Celery's message has {', '.join(places)} where {', '.join(ORDER)} were looked for")
+    if places != order:
+        raise NotPossible(f"Celery's message has {', '.join(places)} where {', '.join(order)} were looked for")
     return _Marked(written, pattern.split(written.text))
 
 

@@ -62,7 +62,12 @@ def app_from_env() -> Celery:
         # A worker started by hand must say one clear line, not a traceback from inside an import.
         print(f"sidestep: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    app = make_app(settings, mark=hooks.connect(settings))
+    mark = hooks.connect(settings)
+    if settings.metrics:
+        from tasks import metrics  # noqa: PLC0415  for those who ask for them
+
+        mark = metrics.connect(settings, mark)
+    app = make_app(settings, mark=mark)
     if settings.dead_letters:
         from tasks import dead_letters  # noqa: PLC0415  it brings the worker's half of Celery
 

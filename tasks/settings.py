@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -61,6 +62,8 @@ class Settings:
     """Mark every step of a job's way through the worker; needs `tape_dir`."""
     dead_letters: bool = True
     """Keep messages that cannot be read, see `tasks.dead_letters`. Off, a worker is as Celery made it."""
+    metrics: bool = False
+    """Count jobs and their time in queue for `lab.exporter`, see `tasks.metrics`; off, a worker says nothing of it."""
     ready_fd: int | None = None
     """An inherited file descriptor to write one line to when the worker is ready."""
 
@@ -108,8 +111,33 @@ _READERS: dict[str, tuple[Any, str]] = {
     "results": (_flag, "1 or 0"),
     "steps": (_flag, "1 or 0"),
     "dead_letters": (_flag, "1 or 0"),
+    "metrics": (_flag, "1 or 0"),
     "ready_fd": (int, "a file descriptor"),
 }
+
+
+BROKER_FILE = ENV_PREFIX + "BROKER_FILE"
+"""Names a file that holds the broker's URL: a variable is seen by whoever may look at the process or its container."""
+
+
+def broker_url(environ: Mapping[str, str] | None = None) -> str:
+    """The broker of SIDESTEP_BROKER, else the one in the file that SIDESTEP_BROKER_FILE names, else the default.
+
+    Raises SettingsError for a file that cannot be read or holds nothing.
+    """
+    environ = os.environ if environ is None else environ
+    if url := environ.get(ENV_PREFIX + "BROKER", ""):
+        return url
+    if not (name := environ.get(BROKER_FILE, "")):
+        return Settings().broker
+    try:
+        url = Path(name).read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise SettingsError(f"{BROKER_FILE} names {name!r}, which cannot be read: {why}") from None
+    if not url:
+        raise SettingsError(f"{BROKER_FILE} names {name!r}, which is empty; write the broker's URL there")
+    return url
 
 
 def from_env(environ: Mapping[str, str] | None = None) -> Settings:
@@ -118,7 +146,7 @@ def from_env(environ: Mapping[str, str] | None = None) -> Settings:
     Raises SettingsError naming the variable that cannot be read.
     """
     environ = os.environ if environ is None else environ
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"broker": broker_url(environ)}
     for known in fields(Settings):
         name = ENV_PREFIX + known.name.upper()
         if not (text := environ.get(name, "")):

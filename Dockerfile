@@ -1,0 +1,34 @@
+# One image for every part of the stack but Redis: workers of every pool, producer, Flower, upstream.
+# The measuring half of Sidestep is not in it, nor what that needs.
+FROM python:3.13-slim-trixie AS base
+
+FROM base AS build
+WORKDIR /build
+COPY pyproject.toml constraints.txt deploy/requirements.py ./
+RUN python requirements.py celery click +eventlet +gevent +flower >requirements.txt \
+ && python -m venv --without-pip /opt/sidestep \
+ && python -m pip --python /opt/sidestep/bin/python install --no-cache-dir --disable-pip-version-check \
+      --only-binary :all: -c constraints.txt -r requirements.txt \
+ && rm -rf /opt/sidestep/lib/python3*/site-packages/gevent/tests
+# Modules compiled here, since nothing can be written where they run.
+WORKDIR /app
+COPY . .
+RUN rm -rf pyproject.toml constraints.txt Dockerfile deploy/requirements.py \
+ && /opt/sidestep/bin/python -m compileall -q --invalidation-mode unchecked-hash /app \
+ && for part in data login redis worker producer flower lab; do install -d -m 0700 "/volumes/$part"; done
+
+FROM base
+# No installer in what runs. The folders give new volumes their owner.
+RUN python -c "import pathlib, shutil, pip; shutil.rmtree(pathlib.Path(pip.__file__).parent)" \
+ && groupadd --gid 10001 sidestep \
+ && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin sidestep
+COPY --from=build /opt/sidestep /opt/sidestep
+COPY --from=build --chown=10001:10001 /volumes /run/sidestep
+COPY --from=build /app /app
+ENV PATH=/opt/sidestep/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+WORKDIR /app
+USER 10001:10001
+CMD ["python", "-m", "producer.cli", "--help"]
