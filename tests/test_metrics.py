@@ -585,10 +585,6 @@ def test_what_celery_itself_publishes_is_stamped_and_counted(children, place):
     kill(worker)
 
 
-def test_a_broker_that_keeps_no_counts_is_left_alone():
-    assert publisher(Settings(broker="amqp://guest@localhost//")) is None
-
-
 # Besides what every client does when it connects: hello, auth, select, client|setinfo.
 COUNTING = "+eval +get +set +hincrby +hlen +hgetall +hdel +hset +time"
 """What workers and producers need for their counts and signs of life, on the keys `metrics*` under the app's prefix."""
@@ -773,7 +769,7 @@ def test_strange_keys_do_not_end_the_exporter(place, capsys):
 
 BAD_INPUT = {
     "no url": (["--broker", "nonsense"], "broker URL"),
-    "rabbitmq": (["--broker", "amqp://localhost"], "kept by a Redis"),
+    "rabbitmq": (["--broker", "amqp://localhost"], "must look like redis://"),
     "no port": (["--listen", "localhost"], "host:port"),
     "a port that is none": (["--listen", "localhost:99999"], "host:port"),
     "no bound": (["--lost-after", "2h"], "between 0 and 60m"),
