@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 POOLS = {"prefork": "cpu", "threads": "io-threads", "eventlet": "io"}
 LASTING = ("redis", "worker-prefork", "worker-threads", "worker-eventlet", "flower", "upstream", "producer")
 ONCE = ("init", "hello")
-PATIENCE_S = 150.0
+PATIENCE_S = 90.0
 """Not a claim about speed: what does not come in this time does not come."""
 
 
