@@ -33,7 +33,8 @@ def docker(*args: str, check: bool = True, env: dict[str, str] | None = None) ->
     )
     if check and done.returncode:
         raise AssertionError(f"docker {' '.join(args)}: {done.stdout[-1500:]} {done.stderr[-3000:]}")
-    return done.stdout
+    # Some versions of Compose clear the line before each of a log, terminal or not
+    return done.stdout.replace("\x1b[2K", "")
 
 
 def until(what: str, found: Callable[[], Any]) -> Any:
@@ -175,7 +176,10 @@ def test_flower_answers_only_with_credentials(stack, path):
 
 def test_flower_lists_each_worker_by_pool_and_container(stack):
     named = {f"{pool}@{stack.project}-worker-{pool}-1" for pool in POOLS}
-    until("all workers are listed", lambda: set(json.loads(stack.flower("/api/workers", stack.login)[1])) == named)
+    until(
+        "all workers are listed",
+        lambda: set(json.loads(stack.flower("/api/workers?refresh=1", stack.login)[1])) == named,
+    )
 
 
 def test_previews_of_arguments_are_short(stack):

@@ -132,10 +132,10 @@ def test_a_worker_of_every_pool_says_what_it_consumes_and_is_found_out_when_it_s
         with os.fdopen(ready) as line:
             assert json.loads(line.readline())["pid"] == worker.pid
         # Then it answers that it waits for jobs of its queue
-        answer = check_worker(settings, node, answer_s=20)
+        answer = check_worker(settings, node, answer_s=10)
         assert answer["queues"] == ["jobs"]
         # And one check after the other leaves no queue of its own behind
-        check_worker(settings, node, answer_s=20)
+        check_worker(settings, node, answer_s=10)
         with broker.client() as client:
             assert [key for key in client.scan_iter() if "reply" in key] == []
         # When its consumer stops, it still answers, and is found out
@@ -146,7 +146,7 @@ def test_a_worker_of_every_pool_says_what_it_consumes_and_is_found_out_when_it_s
             def asked_again_and_again() -> None:
                 deadline = time.monotonic() + 30
                 while time.monotonic() < deadline:
-                    check_worker(settings, node, answer_s=20)
+                    check_worker(settings, node, answer_s=10)
 
             with pytest.raises(Unwell, match=f"{node} answers, but its consumer has no queue"):
                 asked_again_and_again()

@@ -10,5 +10,7 @@ basic_auth = [Path("/run/sidestep/login/flower").read_text("utf-8").strip()]
 max_tasks, max_workers = 5000, 100
 # A worker that was removed leaves the page some minutes later.
 purge_offline_workers = 300
+# A worker under a CPU limit may need longer than the second that Flower would wait.
+inspect_timeout = 5000.0
 if wants_json():
     to_json()
