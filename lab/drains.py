@@ -1,0 +1,124 @@
+"""Sidestep's transport beside kombu's own, and beside Celery's peers: the rows, and what their drains come to. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lab.model import Estimate
+from lab.peers import PEERS, SCHEMA, Compared, Peer, Promise, interval
+from lab.stats import mean, mean_of_logs
+
+TRANSPORT = "sidestep_transport:Transport"
+PATH = "transport/src"
+"""Where it lies in a checkout."""
+SAME: Mapping[str, Any] = {
+    # At least once on both sides, as equal rates need equal promises.
+    "task_acks_late": True,
+    "task_reject_on_worker_lost": True,
+    # Room for a batch. Stock fetches one message at a time whatever this is.
+    "worker_prefetch_multiplier": 64,
+}
+"""What differs from Celery's defaults, on both sides alike."""
+STOCK, OURS = "stock", "sidestep"
+POOLS: Mapping[str, tuple[str, ...]] = {
+    "solo": ("-P", "solo"),
+    "threads": ("-P", "threads", "-c", "2"),
+    "prefork": ("-P", "prefork", "-c", "2"),
+}
+PROCESSES = "processes"
+"""Two solo workers: what `--pool processes` of `sidestep worker` starts."""
+STOCK_JOBS, OURS_JOBS = 2000, 12_000
+
+
+def _row(side: str, pool: str, workers: Sequence[tuple[str, ...]], slots: str) -> Peer:
+    ours = side == OURS
+    conf = {**SAME, "broker_transport": TRANSPORT} if ours else SAME
+    base = ("celery", "-A", "on_celery", "worker", "-l", "WARNING")
+    return Peer(
+        f"{side}-{pool}",
+        f"{'Sidestep transport' if ours else 'stock'}, {pool}",
+        "on_celery",
+        ("celery", "kombu", "redis", "hiredis"),
+        Promise.AT_LEAST_ONCE,
+        slots,
+        "delay()",
+        tuple((*base, *options, "-n", f"{pool}{n}@bench") for n, options in enumerate(workers)),
+        OURS_JOBS if ours else STOCK_JOBS,
+        bulk="kombu's Producer.batch of 1000",
+        bulk_jobs=1,
+        env={"BENCH_CELERY": json.dumps(conf)},
+        paths=(PATH,) if ours else (),
+    )
+
+
+def _rows() -> dict[str, Peer]:
+    rows = [
+        _row(side, pool, [options], "one job at a time" if pool == "solo" else f"2 {pool}")
+        for pool, options in POOLS.items()
+        for side in (STOCK, OURS)
+    ]
+    rows += [_row(side, PROCESSES, [POOLS["solo"]] * 2, "2 solo workers") for side in (STOCK, OURS)]
+    rivals = (peer for peer in PEERS.values() if peer.module not in {"on_celery", "on_limit"} and peer.name != "rq")
+    return {row.name: row for row in (*rows, *(replace(peer, bulk=None, bulk_jobs=0) for peer in rivals))}
+
+
+ROWS: Mapping[str, Peer] = _rows()
+RIVALS: tuple[str, ...] = tuple(name for name in ROWS if name in PEERS)
+RATIOS: Mapping[str, tuple[str, str]] = {
+    **{f"{pool}/stock": (f"{OURS}-{pool}", f"{STOCK}-{pool}") for pool in ("threads", "solo", "prefork")},
+    "processes/stock-prefork": (f"{OURS}-{PROCESSES}", f"{STOCK}-prefork"),
+    "processes/stock-processes": (f"{OURS}-{PROCESSES}", f"{STOCK}-{PROCESSES}"),
+}
+FASTEST = f"{OURS}-{PROCESSES}"
+"""What is set beside the peers."""
+
+
+def ratios(compared: Compared) -> dict[str, Estimate]:
+    """The named ratios of drain rates, and the broker's commands for each job.
+
+    `best-peer` is `processes` over whichever peer was quickest over all blocks; `commands-per-job` is no ratio but what
+    a drain with `processes` costs the broker, an arithmetic mean.
+    """
+    found = {name: compared.ratio("drain", *pair) for name, pair in RATIOS.items()}
+    if best := best_peer(compared):
+        found["best-peer"] = compared.ratio("drain", FASTEST, best)
+    found["commands-per-job"] = mean(
+        [sum(block[FASTEST].drain_commands.values()) for block in compared.blocks if FASTEST in block]
+    )
+    return {name: estimate for name, estimate in found.items() if estimate}
+
+
+def best_peer(compared: Compared) -> str | None:
+    """The peer with the highest drain rate, whatever it promises; None where none was measured."""
+    rates = {name: rate.value for name in RIVALS if (rate := compared.level("drain", name))}
+    return max(rates, key=lambda name: rates[name]) if rates else None
+
+
+def commands(compared: Compared, name: str) -> Estimate | None:
+    """Commands of a drain for each job; geometric, as its neighbours in the table."""
+    return mean_of_logs([sum(b[name].drain_commands.values()) for b in compared.blocks if name in b])
+
+
+def as_json(compared: Compared) -> dict[str, Any]:
+    """What --json prints; an endless bound is null. See docs/peers.md."""
+    found = ratios(compared)
+    levels = {name: level for name in compared.names if (level := compared.level("drain", name))}
+    return {
+        "schema": SCHEMA,
+        "valid": not compared.faults,
+        "ratios": {name: e.value for name, e in found.items()},
+        "intervals": {name: interval(e) for name, e in found.items()},
+        "best_peer": best_peer(compared),
+        "rates_hz": {name: e.value for name, e in levels.items()},
+        "rate_intervals_hz": {name: interval(e) for name, e in levels.items()},
+        "commands": {name: e.value for name in compared.names if (e := commands(compared, name))},
+        "promises": {name: str(compared.rows[name].promise) for name in compared.names},
+        "versions": {name: dict(versions) for name, versions in compared.versions.items()},
+        "blocks": len(compared.blocks),
+        "retakes": compared.retakes,
+        "left_out": dict(compared.left_out),
+        "faults": list(compared.faults),
+    }
