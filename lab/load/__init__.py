@@ -1,0 +1,1 @@
+"""Scripted load tests: a scenario in a file, an honest generator, thresholds."""

@@ -1,0 +1,162 @@
+"""A load test while it runs: a screen on a terminal, a plain line every few seconds in a pipe."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.table import Column, Table
+from rich.text import Text
+
+from lab.load.hdr import Histogram
+from lab.load.measures import merged
+from lab.load.model import Tick
+from lab.report.units import NONE, number, plain
+
+RECENT_TICKS = 5
+"""Rates and percentiles are those of the last so many ticks: one alone jumps, more than these lag behind."""
+LINE_EVERY_S, MOST_LINES = 5.0, 400
+"""A run for a night says no more lines than one for half an hour."""
+SHOWN = (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+MOST_ROWS = 12
+"""Of a list of workers: a terminal is some 24 lines high."""
+
+
+class LiveView:
+    """Hand it every tick as it ends; it draws when that is due. Nothing is drawn from a thread of its own."""
+
+    def __init__(self, console: Console, *, name: str, planned_s: float) -> None:
+        self._console, self._name, self._planned_s = console, name, planned_s
+        self._recent: deque[Tick] = deque(maxlen=RECENT_TICKS)
+        self._failed, self._said_s = 0, -math.inf
+        self._every_s = max(LINE_EVERY_S, planned_s / MOST_LINES)
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> LiveView:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def tick(self, tick: Tick) -> None:
+        """A tick has ended."""
+        self._recent.append(tick)
+        self._failed += tick.whole.failed
+        recent = tuple(self._recent)
+        if self._live:
+            self._live.update(screen(recent, name=self._name, planned_s=self._planned_s, failed=self._failed))
+            self._live.refresh()
+        elif (now_s := tick.at_s + tick.length_s) - self._said_s >= self._every_s:
+            self._said_s = now_s
+            self._console.print(line(recent, failed=self._failed), soft_wrap=True)
+
+
+def line(recent: Sequence[Tick], *, failed: int) -> str:
+    """The last ticks in one line."""
+    last = recent[-1]
+    parts = [
+        f"{last.at_s + last.length_s:.0f} s",
+        *([] if last.phase == "measured" else [last.phase]),
+        f"offered {number(_rate(recent, lambda t: t.whole.due))}/s",
+        f"done {number(_rate(recent, lambda t: t.whole.done))}/s",
+        f"in flight {last.in_flight}",
+        f"waiting {_waiting(last)}",
+        f"p50 {_ms(_latency(recent), 0.5)}",
+        f"p99 {_ms(_latency(recent), 0.99)}",
+        f"lag p99 {_ms(_lag(recent), 0.99)}",
+        f"failed {failed}",
+    ]
+    return "  ".join(parts)
+
+
+def screen(recent: Sequence[Tick], *, name: str, planned_s: float, failed: int) -> RenderableType:
+    """The last ticks on one screen: all jobs, then by kind, queue and worker."""
+    last = recent[-1]
+    seconds = math.fsum(tick.length_s for tick in recent)
+    head = Text.assemble(
+        (plain(name), "bold"),
+        f"  {last.at_s + last.length_s:.0f} of {planned_s:.0f} s  ",
+        (last.phase, "bold" if last.phase == "measured" else "yellow"),
+    )
+    whole = Table(box=None, pad_edge=False, show_header=False)
+    for row in (
+        (
+            f"last {seconds:.0f} s",
+            f"offered {number(_rate(recent, lambda t: t.whole.due))} jobs/s",
+            f"sent {number(_rate(recent, lambda t: t.whole.sent))} jobs/s",
+            f"done {number(_rate(recent, lambda t: t.whole.done))} jobs/s",
+        ),
+        (
+            "now",
+            f"in flight {last.in_flight}",
+            f"waiting {_waiting(last)}",
+            f"fetched {NONE if last.unacked is None else last.unacked}",
+        ),
+        ("latency", *(f"{words} {_ms(_latency(recent), q)}" for words, q in SHOWN)),
+        ("generator's lag", *(f"{words} {_ms(_lag(recent), q)}" for words, q in SHOWN)),
+    ):
+        whole.add_row(*row)
+    errors = Text(f"failed {failed} in all", style="bold red" if failed else "")
+    tables = Columns([Padding(table, (1, 4, 0, 0)) for table in _tables(recent) if table.row_count])
+    return Group(head, whole, errors, tables)
+
+
+def _tables(recent: Sequence[Tick]) -> list[Table]:
+    last = recent[-1]
+    kinds = Table("kind", _right("done/s"), _right("failed/s"), box=None, pad_edge=False)
+    for name in sorted({kind for tick in recent for kind in tick.kinds}):
+        tallies = [tick.kinds[name] for tick in recent if name in tick.kinds]
+        seconds = math.fsum(tick.length_s for tick in recent)
+        done, failed = (sum(getattr(one, what) for one in tallies) / seconds for what in ("done", "failed"))
+        kinds.add_row(plain(name), number(done), number(failed))
+    queues = Table("queue", _right("waiting"), box=None, pad_edge=False)
+    for name, depth in sorted(last.depth.items()):
+        queues.add_row(plain(name), str(depth))
+    workers = Table("worker", _right("ended/s"), box=None, pad_edge=False)
+    rates = {name: _rate(recent, lambda t, name=name: t.workers.get(name, 0)) for name in _workers(recent)}  # type: ignore[misc]
+    for name, rate in sorted(rates.items())[:MOST_ROWS]:
+        workers.add_row(plain(name), number(rate))
+    if len(rates) > MOST_ROWS:
+        others = list(rates.values())[MOST_ROWS:]
+        workers.add_row(f"{len(others)} more", number(math.fsum(others)))
+    return [kinds, queues, workers]
+
+
+def _workers(recent: Sequence[Tick]) -> list[str]:
+    return sorted({name for tick in recent for name in tick.workers})
+
+
+def _right(words: str) -> Column:
+    return Column(words, justify="right")
+
+
+def _rate(recent: Sequence[Tick], of: Callable[[Tick], int]) -> float:
+    seconds = math.fsum(tick.length_s for tick in recent)
+    return sum(map(of, recent)) / seconds if seconds else math.nan
+
+
+def _waiting(tick: Tick) -> str:
+    return str(tick.depth_all) if tick.depth else NONE
+
+
+def _latency(recent: Sequence[Tick]) -> Histogram:
+    return merged(recent, lambda tick: tick.latency)
+
+
+def _lag(recent: Sequence[Tick]) -> Histogram:
+    return merged(recent, lambda tick: tick.lag)
+
+
+def _ms(histogram: Histogram, q: float) -> str:
+    if not len(histogram):
+        return NONE
+    seconds = histogram.quantile_s(q)
+    return f"{number(seconds * 1e3)} ms" if seconds < 10 else f"{number(seconds)} s"
