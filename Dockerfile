@@ -1,11 +1,11 @@
-# One image for every part of the stack but Redis: workers of every pool, producer, Flower, upstream.
+# One image for every part of the stack but the brokers and Prometheus.
 # The measuring half of Sidestep is not in it, nor what that needs.
 FROM python:3.13-slim-trixie AS base
 
 FROM base AS build
 WORKDIR /build
 COPY pyproject.toml constraints.txt deploy/requirements.py ./
-RUN python requirements.py celery click +eventlet +gevent +flower >requirements.txt \
+RUN python requirements.py celery click +eventlet +gevent +flower +metrics >requirements.txt \
  && python -m venv --without-pip /opt/sidestep \
  && python -m pip --python /opt/sidestep/bin/python install --no-cache-dir --disable-pip-version-check \
       --only-binary :all: -c constraints.txt -r requirements.txt \
@@ -15,7 +15,8 @@ WORKDIR /app
 COPY . .
 RUN rm -rf pyproject.toml constraints.txt Dockerfile deploy/requirements.py \
  && /opt/sidestep/bin/python -m compileall -q --invalidation-mode unchecked-hash /app \
- && for part in data login redis worker producer flower lab; do install -d -m 0700 "/volumes/$part"; done
+ && for part in data login redis rabbitmq messages worker producer flower lab samples; do \
+      install -d -m 0700 "/volumes/$part"; done
 
 FROM base
 # No installer in what runs. The folders give new volumes their owner.

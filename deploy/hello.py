@@ -9,4 +9,5 @@ try:
 except OSError as error:
     print(f"the login cannot be read: {error}", file=sys.stderr)
     sys.exit(2)
-print(f"Flower: http://127.0.0.1:{os.environ.get('FLOWER_PORT', '5555')}  user: {user}  password: {password}")
+what = os.environ.get("FLOWER_NAME", "Flower")
+print(f"{what}: http://127.0.0.1:{os.environ.get('FLOWER_PORT', '5555')}  user: {user}  password: {password}")

@@ -8,13 +8,19 @@ import socket
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+from lab.children import Children
+from tests.browser import Browser, need_chromium, pictures_in
 
 pytestmark = pytest.mark.docker
 
@@ -23,7 +29,18 @@ ROOT = Path(__file__).resolve().parent.parent
 POOLS = {"prefork": "cpu", "threads": "io-threads", "eventlet": "io"}
 LASTING = ("redis", "worker-prefork", "worker-threads", "worker-eventlet", "flower", "upstream", "producer")
 ONCE = ("init", "hello")
-PATIENCE_S = 90.0
+METRICS = ("exporter", "prometheus")
+RABBITMQ = (
+    *("rabbitmq", "rabbitmq-prefork", "rabbitmq-threads", "rabbitmq-eventlet"),
+    *("rabbitmq-flower", "rabbitmq-producer"),
+)
+MORE = (*METRICS, *RABBITMQ, "worker-gevent")
+PROFILES = ("--profile", "gevent", "--profile", "metrics", "--profile", "rabbitmq")
+FOREIGN = ("redis", "rabbitmq", "prometheus")
+"""What is not of our own image."""
+PORTS = {"flower": "FLOWER_PORT", "prometheus": "PROMETHEUS_PORT", "rabbitmq-flower": "RABBITMQ_FLOWER_PORT"}
+"""The services that publish a port, and the variable that says which."""
+PATIENCE_S = 180.0
 """Not a claim about speed: what does not come in this time does not come."""
 
 
@@ -46,18 +63,27 @@ def until(what: str, found: Callable[[], Any]) -> Any:
     return seen
 
 
+def free_ports(count: int) -> list[str]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    found = [str(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return found
+
+
 class Stack:
     """One project of its own, beside whatever else runs here."""
 
     def __init__(self) -> None:
         self.project = f"sidestep-test-{uuid.uuid4().hex[:8]}"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = str(probe.getsockname()[1])
+        self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         self.login = ""
 
     def compose(self, *args: str, check: bool = True) -> str:
-        return docker("compose", "-p", self.project, *args, check=check, env={"FLOWER_PORT": self.port})
+        env = {PORTS[service]: port for service, port in self.ports.items()}
+        return docker("compose", "-p", self.project, *args, check=check, env=env)
 
     def python(self, service: str, code: str, *args: str) -> str:
         return self.compose("exec", "-T", service, "python", "-c", code, *args)
@@ -69,8 +95,11 @@ class Stack:
     def health(self, service: str) -> str:
         return self.container(service)["State"]["Health"]["Status"]
 
-    def flower(self, path: str, login: str | None = None) -> tuple[int, str]:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
+    def node(self, pool: str, kind: str = "worker") -> str:
+        return f"{pool}@{self.project}-{kind}-{pool}-1"
+
+    def get(self, service: str, path: str, login: str | None = None) -> tuple[int, str]:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.ports[service]}{path}")
         if login:
             request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
         try:
@@ -79,23 +108,39 @@ class Stack:
         except urllib.error.HTTPError as error:
             return error.code, ""
 
-    def tasks(self) -> list[dict[str, Any]]:
-        status, body = self.flower("/api/tasks?limit=2000", self.login)
+    def flower(self, path: str, login: str | None = None) -> tuple[int, str]:
+        return self.get("flower", path, login)
+
+    def tasks(self, flower: str = "flower") -> list[dict[str, Any]]:
+        status, body = self.get(flower, "/api/tasks?limit=2000", self.login)
         assert status == 200
         return list(json.loads(body).values())
 
-    def probe(self, queue: str) -> str:
+    def prometheus(self, path: str, **query: str) -> Any:
+        status, body = self.get("prometheus", f"/api/v1/{path}?{urllib.parse.urlencode(query)}")
+        assert status == 200
+        return json.loads(body)["data"]
+
+    def firing(self) -> set[tuple[str, str]]:
+        """Alerts that fire, each with the worker that it is about."""
+        alerts = self.prometheus("alerts")["alerts"]
+        return {(a["labels"]["alertname"], a["labels"].get("worker", "")) for a in alerts if a["state"] == "firing"}
+
+    def probe(self, queue: str, producer: str = "producer") -> str:
         """Send a job that is known by its argument."""
         word = uuid.uuid4().hex
         self.compose(
-            *("exec", "-T", "producer", "python", "-m", "producer.cli", "--job", "echo", "--arg", f"payload={word}"),
+            *("exec", "-T", producer, "python", "-m", "producer.cli", "--job", "echo", "--arg", f"payload={word}"),
             *("--queue", queue, "--rate", "1", "--for", "1s"),
         )
         return word
 
-    def finished(self, word: str) -> dict[str, Any] | None:
-        found = (t for t in self.tasks() if word in (t["kwargs"] or "") and t["state"] == "SUCCESS")
+    def finished(self, word: str, flower: str = "flower") -> dict[str, Any] | None:
+        found = (t for t in self.tasks(flower) if word in (t["kwargs"] or "") and t["state"] == "SUCCESS")
         return next(found, None)
+
+    def well(self, *services: str) -> bool:
+        return all(self.health(service) == "healthy" for service in services)
 
 
 @pytest.fixture(scope="module")
@@ -116,25 +161,44 @@ def stack() -> Iterator[Stack]:
         stack.compose("--profile", "*", "down", "-v", "--timeout", "5", check=False)
 
 
+@pytest.fixture(scope="module")
+def full(stack: Stack) -> Stack:
+    """The stack with the profiles that stay: gevent, metrics and rabbitmq."""
+    try:
+        stack.compose(*PROFILES, "up", "--build", "--detach", "--wait")
+    except BaseException:
+        print(stack.compose(*PROFILES, "ps", "-a", check=False))
+        print(stack.compose(*PROFILES, "logs", "--tail", "60", *MORE, check=False))
+        raise
+    return stack
+
+
 @pytest.mark.usefixtures("stack")
 def test_the_file_is_read_without_a_warning():
-    done = subprocess.run(
-        [DOCKER, "compose", "--profile", "*", "config", "--format", "json"],
-        cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "FLOWER_PORT"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr == ""
-    # And as it stands Flower alone is published, on loopback
-    services = json.loads(done.stdout)["services"]
-    published = {name: service["ports"] for name, service in services.items() if service.get("ports")}
-    assert list(published) == ["flower"]
-    assert [(port["host_ip"], port["published"]) for port in published["flower"]] == [("127.0.0.1", "5555")]
-    # And every part is bounded
-    for name, service in services.items():
-        assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"]), name
+    published = {}
+    for profile in ("*", "none"):
+        done = subprocess.run(
+            [DOCKER, "compose", "--profile", profile, "config", "--format", "json"],
+            cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if name not in PORTS.values()},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stderr == ""
+        services = json.loads(done.stdout)["services"]
+        published[profile] = {
+            (name, port["host_ip"], port["published"], port["target"])
+            for name, service in services.items()
+            for port in service.get("ports", ())
+        }
+        # And every part is bounded
+        for name, service in services.items():
+            assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"]), name
+    # And as it stands Flower alone is published, on loopback; the profiles add Prometheus and the other broker's Flower
+    flower, prometheus = ("flower", "127.0.0.1", "5555", 5555), ("prometheus", "127.0.0.1", "9090", 9090)
+    assert published["none"] == {flower}
+    assert published["*"] == {flower, prometheus, ("rabbitmq-flower", "127.0.0.1", "5556", 5555)}
 
 
 def test_every_service_works_after_one_command(stack):
@@ -145,7 +209,7 @@ def test_every_service_works_after_one_command(stack):
 def test_one_line_says_where_flower_is_and_how_to_log_in(stack):
     (line,) = stack.compose("logs", "--no-log-prefix", "hello").splitlines()
     user, _, password = stack.login.partition(":")
-    assert f"http://127.0.0.1:{stack.port} " in line
+    assert f"http://127.0.0.1:{stack.ports['flower']} " in line
     assert f"user: {user}  password: {password}" in line
 
 
@@ -154,7 +218,7 @@ def test_a_job_of_each_queue_ends_where_it_belongs_and_flower_shows_it(stack, po
     word = stack.probe(queue)
     task = until(f"a job in {queue} ends", lambda: stack.finished(word))
     assert task["name"] == "sidestep.echo"
-    assert task["worker"] == f"{pool}@{stack.project}-worker-{pool}-1"
+    assert task["worker"] == stack.node(pool)
 
 
 def test_the_producer_keeps_every_queue_at_work(stack):
@@ -175,7 +239,7 @@ def test_flower_answers_only_with_credentials(stack, path):
 
 
 def test_flower_lists_each_worker_by_pool_and_container(stack):
-    named = {f"{pool}@{stack.project}-worker-{pool}-1" for pool in POOLS}
+    named = {stack.node(pool) for pool in POOLS}
     until(
         "all workers are listed",
         lambda: set(json.loads(stack.flower("/api/workers?refresh=1", stack.login)[1])) == named,
@@ -194,7 +258,7 @@ def test_nothing_but_flower_is_published_and_that_on_loopback_alone(stack):
         for where in (ports or {}).values()
         for there in where or ()
     }
-    assert open_to == {("flower", "127.0.0.1", stack.port)}
+    assert open_to == {("flower", "127.0.0.1", stack.ports["flower"])}
 
 
 TRY_TO_WRITE = """
@@ -245,12 +309,16 @@ REFUSED_ALL = (
     "SHUTDOWN NOSAVE",
     "ACL LIST",
     "GET strangers",
-    "DEBUG SLEEP 0",
+    "SLOWLOG GET",
 )
 MAY = {
     # user: (where it lives, what it may, what it may not beside what nobody may)
     "worker": ("worker-threads", ("LLEN sidestep:cpu", "ECHO x"), ("CLIENT LIST", "LPUSH other x", "PUBLISH other x")),
-    "producer": ("producer", ("LLEN sidestep:cpu",), ("RPOP sidestep:cpu", "BRPOP sidestep:cpu 1", "DEL sidestep:cpu")),
+    "producer": (
+        "producer",
+        ("LLEN sidestep:cpu", "HLEN sidestep:metrics"),
+        ("RPOP sidestep:cpu", "BRPOP sidestep:cpu 1", "DEL sidestep:cpu", "SET sidestep:cpu x", "GET sidestep:cpu"),
+    ),
     "flower": ("flower", ("LLEN sidestep:cpu",), ("BRPOP sidestep:cpu 1", "DEL sidestep:cpu", "SET sidestep:x y")),
     "lab": ("chaos", ("LLEN sidestep:cpu", "CLIENT LIST", "INFO"), ("RPOP sidestep:cpu", "LPUSH sidestep:cpu x")),
 }
@@ -294,21 +362,25 @@ def test_every_line_of_the_log_is_one_event_in_json(stack, service):
     assert all({"time", "level", "message"} <= set(event) for event in events)
 
 
+LENGTH = "import sys, redis; print(redis.Redis.from_url(open(sys.argv[1]).read()).llen(sys.argv[2]))"
+
+
 def test_workers_consume_again_after_redis_was_restarted(stack):
-    kept = stack.probe("nobody-listens-here")
+    # Given a job that nobody takes
+    stack.probe("cpu-nobody-listens")
     stack.compose("restart", "redis")
-    until("Redis is back", lambda: stack.health("redis") == "healthy")
-    words = {queue: until(f"{queue} takes jobs", lambda q=queue: stack.probe(q)) for queue in POOLS.values()}
+    until("all is well", lambda: stack.well(*LASTING))
+    words = {queue: stack.probe(queue) for queue in POOLS.values()}
     for queue, word in words.items():
         until(f"a job in {queue} ends", lambda w=word: stack.finished(w))
-    until("all is well", lambda: all(stack.health(service) == "healthy" for service in LASTING))
-    # And what lay in a queue meanwhile is still there
-    assert len(kept) == 32
+    # Then what lay in a queue meanwhile is still there
+    length = stack.python("producer", LENGTH, "/run/sidestep/producer/broker", "sidestep:cpu-nobody-listens")
+    assert length.strip() == "1"
 
 
 def test_a_worker_that_answers_but_consumes_nothing_is_found_and_replaced(stack):
     before = stack.container("worker-threads")["RestartCount"]
-    node = f"threads@{stack.project}-worker-threads-1"
+    node = stack.node("threads")
     stop = ("python", "-m", "celery", "-q", "-A", "tasks", "control", "-d", node, "cancel_consumer", "io-threads")
     stack.compose("exec", "-T", "worker-threads", *stop)
     until("it is found", lambda: stack.health("worker-threads") == "unhealthy")
@@ -317,6 +389,340 @@ def test_a_worker_that_answers_but_consumes_nothing_is_found_and_replaced(stack)
     until("a fresh one runs", lambda: stack.container("worker-threads")["RestartCount"] > before)
     word = stack.probe("io-threads")
     until("the fresh one works", lambda: stack.finished(word))
+
+
+# --- with all profiles -----------------------------------------------------------------------------------------------
+
+
+def test_every_service_of_the_profiles_works_after_one_command(full):
+    services = (*LASTING, *MORE)
+    assert {service: full.health(service) for service in services} == dict.fromkeys(services, "healthy")
+
+
+@pytest.mark.parametrize("service", [service for service in MORE if service not in FOREIGN])
+def test_our_containers_of_the_profiles_run_as_nobody_and_can_write_nowhere(full, service):
+    assert full.python(service, TRY_TO_WRITE).split() == ["10001"]
+    assert full.container(service)["HostConfig"]["CapDrop"] == ["ALL"]
+
+
+@pytest.mark.parametrize("service", ["prometheus", "rabbitmq"])
+def test_prometheus_and_rabbitmq_run_as_nobody_too(full, service):
+    assert full.compose("exec", "-T", service, "id", "-u").strip() == "10001"
+    assert full.container(service)["HostConfig"]["ReadonlyRootfs"]
+    assert full.container(service)["HostConfig"]["CapDrop"] == ["ALL"]
+
+
+def test_prometheus_reaches_all_that_it_is_to_ask(full):
+    def reached() -> dict[str, str]:
+        return {
+            target["labels"]["instance"]: target["health"] for target in full.prometheus("targets")["activeTargets"]
+        }
+
+    until("both are up", lambda: reached() == {"exporter:9808": "up", "flower:5555": "up"})
+    rules = [rule for group in full.prometheus("rules")["groups"] for rule in group["rules"]]
+    assert len(rules) > 8
+    until(
+        "each rule was computed",
+        lambda: {r["health"] for r in full.prometheus("rules")["groups"][0]["rules"]} == {"ok"},
+    )
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "sum by (queue) (sidestep_time_in_queue_seconds_count) > 0",
+        "sidestep:time_in_queue_seconds:p99 > 0",
+        "sidestep:offered_hz > 0",
+        "sidestep_queue_workers > 0",
+        "sum by (queue) (sidestep_producer_lag_seconds_count) > 0",
+    ],
+)
+def test_prometheus_knows_of_every_queue(full, query):
+    def queues() -> set[str]:
+        return {found["metric"]["queue"] for found in full.prometheus("query", query=query)["result"]}
+
+    until(f"{query} of each queue", lambda: queues() == set(POOLS.values()))
+
+
+def test_an_alert_fires_for_a_worker_that_is_killed_and_for_one_that_is_stopped(full):
+    gone, stopped = full.node("eventlet"), full.node("threads")
+    until("no alert is about a worker", lambda: not any(worker for _, worker in full.firing()))
+    full.compose("kill", "worker-eventlet")
+    full.compose("stop", "worker-threads")
+    expected = {("WorkerGone", gone), ("WorkerStopped", stopped)}
+    until("both alerts fire", lambda: expected <= full.firing())
+    # When they are back the alerts are over
+    full.compose("up", "--detach", "--wait", "worker-eventlet", "worker-threads")
+    until("the alerts are over", lambda: not expected & full.firing())
+
+
+@pytest.mark.parametrize(("pool", "queue"), POOLS.items())
+def test_a_job_over_rabbitmq_ends_where_it_belongs_and_its_flower_shows_it(full, pool, queue):
+    word = full.probe(queue, "rabbitmq-producer")
+    task = until(f"a job in {queue} ends", lambda: full.finished(word, "rabbitmq-flower"))
+    assert task["worker"] == full.node(pool, "rabbitmq")
+    # And nobody there sees the jobs of the other broker
+    assert {t["worker"] for t in full.tasks("rabbitmq-flower")} <= {full.node(pool, "rabbitmq") for pool in POOLS}
+
+
+def test_the_other_brokers_flower_answers_only_with_credentials_and_is_told_of(full):
+    for path in ("/workers", "/api/tasks", "/api/queues/length"):
+        assert full.get("rabbitmq-flower", path)[0] == 401
+        assert full.get("rabbitmq-flower", path, full.login)[0] == 200
+    (line,) = full.compose("logs", "--no-log-prefix", "rabbitmq-hello").splitlines()
+    assert line.startswith(f"Flower of RabbitMQ: http://127.0.0.1:{full.ports['rabbitmq-flower']} ")
+
+
+ASK_RABBITMQ = """
+import sys, kombu
+for said in sys.argv[2:]:
+    url = open(sys.argv[1]).read() if said != "guest" else "amqp://guest:guest@rabbitmq/sidestep"
+    with kombu.Connection(url) as connection:
+        try:
+            channel = connection.channel()
+            what, _, name = said.partition(" ")
+            if what == "declare":
+                lasts = not name.endswith(".probe")
+                arguments = {"x-queue-type": "classic"}  # as Celery does
+                channel.queue_declare(name, durable=True, auto_delete=not lasts, arguments=arguments)
+            elif what == "take":
+                channel.basic_get(name)
+            elif what == "delete":
+                channel.queue_delete(name)
+            print("done")
+        except (connection.channel_errors + connection.connection_errors) as error:
+            print("refused" if getattr(error, "reply_code", 0) in (403, 530) else repr(error))
+"""
+MAY_RABBITMQ = {
+    "worker": ("rabbitmq-threads", ("declare cpu",), ("declare strangers", "delete celery")),
+    "producer": ("rabbitmq-producer", ("declare cpu",), ("declare strangers", "take celeryev", "delete strangers")),
+    "flower": ("rabbitmq-flower", ("declare celeryev.probe",), ("declare cpu", "take cpu", "delete cpu")),
+}
+
+
+@pytest.mark.parametrize("user", MAY_RABBITMQ)
+def test_each_user_of_rabbitmq_may_do_its_work_and_nothing_else(full, user):
+    service, may, may_not = MAY_RABBITMQ[user]
+    said = full.python(service, ASK_RABBITMQ, f"/run/sidestep/{user}/amqp", *may, *may_not, "guest")
+    assert said.split() == ["done"] * len(may) + ["refused"] * (len(may_not) + 1)
+
+
+def test_workers_consume_again_after_rabbitmq_was_restarted(full):
+    full.compose("restart", "rabbitmq")
+    until("all is well", lambda: full.well(*RABBITMQ))
+    words = {queue: full.probe(queue, "rabbitmq-producer") for queue in POOLS.values()}
+    for queue, word in words.items():
+        until(f"a job in {queue} ends", lambda w=word: full.finished(w, "rabbitmq-flower"))
+
+
+def test_with_the_profiles_too_nobody_is_refused_and_no_secret_is_told(full):
+    logs = full.compose(*PROFILES, "logs", "--no-log-prefix")
+    for refusal in ("noperm", "no permissions"):
+        assert refusal not in logs.lower()
+    urls = [
+        full.compose("exec", "-T", service, "cat", f"/run/sidestep/{user}/amqp")
+        for service, user in (("worker-prefork", "worker"), ("producer", "producer"), ("flower", "flower"))
+    ]
+    secrets = [urllib.parse.urlsplit(url).password or "" for url in urls]
+    assert len(set(secrets)) == 3
+    assert min(map(len, secrets)) >= 16
+    seen = "".join(json.dumps(full.container(service)) for service in (*LASTING, *MORE)) + logs
+    assert [secret for secret in secrets if secret in seen] == []
+
+
+@pytest.mark.parametrize("service", ["exporter", "rabbitmq-threads", "rabbitmq-flower", "rabbitmq-producer"])
+def test_every_line_of_the_profiles_logs_is_one_event_in_json_too(full, service):
+    events = [json.loads(line) for line in full.compose("logs", "--no-log-prefix", service).splitlines()]
+    assert all({"time", "level", "message"} <= set(event) for event in events)
+
+
+# --- who can be reached ----------------------------------------------------------------------------------------------
+
+LISTENS = {
+    "redis": {6379},
+    "flower": {5555},
+    "upstream": {8080},
+    "exporter": {9808},
+    "prometheus": {9090},
+    "rabbitmq": {5672, 15672},
+    "rabbitmq-flower": {5555},
+}
+"""Ports on which each service listens for others than itself; who is not named listens on none."""
+LISTEN_STATE = "0A"
+
+
+def listens(table: str) -> set[int]:
+    """The ports of a /proc/net/tcp on which somebody listens, other than on loopback."""
+    found = set()
+    for row in table.splitlines():
+        fields = row.split()
+        if len(fields) > 3 and fields[3] == LISTEN_STATE:
+            address, _, port = fields[1].partition(":")
+            own = address.endswith("7F") if len(address) == 8 else address in {"0" * 24 + "01000000"}
+            if not own:
+                found.add(int(port, 16))
+    return found
+
+
+def test_each_container_listens_where_it_is_meant_to_and_nowhere_else(full):
+    found = {
+        service: listens(full.compose("exec", "-T", service, "cat", "/proc/net/tcp", "/proc/net/tcp6"))
+        for service in (*LASTING, *MORE)
+    }
+    assert found == {service: LISTENS.get(service, set()) for service in (*LASTING, *MORE)}
+
+
+def open_ports(address: str) -> set[int]:
+    """Every TCP port that takes a connection there."""
+
+    def is_open(port: int) -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(2)
+            # A connection from a port to itself is nobody's
+            return probe.connect_ex((address, port)) == 0 and probe.getsockname() != probe.getpeername()
+
+    with ThreadPoolExecutor(32) as pool:
+        return {port for port, seen in zip(range(1, 65536), pool.map(is_open, range(1, 65536)), strict=True) if seen}
+
+
+def of_others(project: str) -> set[int]:
+    """Ports that are not the project's: processes of this machine listen there, or containers of other projects."""
+    found = set()
+    for held in psutil.net_connections("tcp"):
+        if held.status == psutil.CONN_LISTEN and held.pid:
+            try:
+                name = psutil.Process(held.pid).name()
+            except psutil.NoSuchProcess:
+                continue
+            if name != "docker-proxy":
+                found.add(held.laddr.port)
+    for one in json.loads(docker("inspect", *ids) if (ids := docker("ps", "-q").split()) else "[]"):
+        if one["Config"]["Labels"].get("com.docker.compose.project") != project:
+            places = (one["NetworkSettings"]["Ports"] or {}).values()
+            found |= {int(there["HostPort"]) for where in places for there in where or ()}
+    return found
+
+
+def addresses() -> list[str]:
+    """The addresses of this machine by which others may reach it."""
+    every = [there for card in psutil.net_if_addrs().values() for there in card if there.family == socket.AF_INET]
+    return [there.address for there in every if not there.address.startswith("127.")]
+
+
+def test_a_port_scan_of_this_machine_finds_what_is_published_on_loopback_and_nothing_else(full):
+    published = {int(port) for port in full.ports.values()}
+    # Whoever else opens a port here meanwhile is looked for before and after
+    strangers = of_others(full.project)
+    on_loopback = open_ports("127.0.0.1")
+    (elsewhere, *rest) = addresses() or ["127.0.0.1"]
+    outside = open_ports(elsewhere) if elsewhere != "127.0.0.1" else set()
+    strangers |= of_others(full.project)
+    assert on_loopback - strangers == published
+    assert outside - strangers == set()
+    for address in rest:
+        for port in published:
+            with socket.socket() as probe:
+                probe.settimeout(2)
+                assert probe.connect_ex((address, port)) != 0, (address, port)
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    need_chromium()
+    with Children() as children:
+        made = Browser(children, tmp_path / "browser")
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pictures_in(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("flower", ["flower", "rabbitmq-flower"])
+def test_a_browser_is_refused_without_the_password(full, browser, pictures, flower):
+    browser.open(f"http://127.0.0.1:{full.ports[flower]}/workers")
+    assert browser.statuses["/workers"] == 401
+    assert browser.text == "Access denied"
+    browser.picture(pictures / f"compose-{flower}-refused.png")
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize(
+    ("flower", "producer", "kind", "pools"),
+    [
+        ("flower", "producer", "worker", (*POOLS, "gevent")),
+        ("rabbitmq-flower", "rabbitmq-producer", "rabbitmq", tuple(POOLS)),
+    ],
+)
+def test_a_browser_sees_every_pool_and_a_job_that_succeeds(full, browser, pictures, flower, producer, kind, pools):
+    browser.login = tuple(full.login.split(":"))
+    home = f"http://127.0.0.1:{full.ports[flower]}"
+    # The page of workers names each by pool and container
+    browser.open(f"{home}/workers")
+    online = {full.node(pool, kind): "Online" for pool in pools}
+    until("all are online", lambda: {row[0]: row[1] for row in browser.rows("workers-table") if len(row) > 1} == online)
+    browser.picture(pictures / f"compose-{flower}-workers.png")
+    # A job that is sent is found by its argument, and ends
+    word = full.probe("io-threads", producer)
+    browser.open(f"{home}/tasks")
+
+    def found() -> list[str] | None:
+        # The page asks Flower, and shows the answer a moment later
+        browser.ask(f"$('#tasks-table').DataTable().search('kwargs:{word}').draw()")
+        time.sleep(2)
+        rows = browser.rows("tasks-table")
+        return rows[0] if len(rows) == 1 and "SUCCESS" in rows[0] else None
+
+    row = until("the job succeeds", found)
+    assert {"sidestep.echo", full.node("threads", kind)} <= set(row)
+    browser.picture(pictures / f"compose-{flower}-tasks.png")
+    # And its own page tells where it ran
+    job = next(t["uuid"] for t in full.tasks(flower) if word in (t["kwargs"] or ""))
+    browser.open(f"{home}/task/{job}")
+    for said in (job, "sidestep.echo", "SUCCESS", word, full.node("threads", kind)):
+        assert said in browser.text
+    browser.picture(pictures / f"compose-{flower}-task.png")
+    # And the page of the broker knows every queue
+    browser.open(f"{home}/broker")
+    until("all queues are there", lambda: {row[0] for row in browser.rows("queue-table")} == set(POOLS.values()))
+    browser.picture(pictures / f"compose-{flower}-broker.png")
+    assert browser.complaints == []
+
+
+# --- profiles that disturb -------------------------------------------------------------------------------------------
+
+
+def test_chaos_cuts_the_workers_off_and_they_come_back(full):
+    name = f"{full.project}-chaos"
+    try:
+        command = ("run", "--detach", "--no-deps", "--name", name, "chaos", "python", "deploy/chaos.py", "--every", "2")
+        full.compose("--profile", "chaos", *command)
+
+        def cut() -> bool:
+            return any(json.loads(line)["cut"] > 0 for line in docker("logs", name).splitlines())
+
+        until("connections are cut", cut)
+    finally:
+        docker("rm", "-f", name, check=False)
+    words = {queue: full.probe(queue) for queue in POOLS.values()}
+    for queue, word in words.items():
+        until(f"a job in {queue} ends", lambda w=word: full.finished(w))
+
+
+def test_load_lets_the_queues_grow(full):
+    full.compose("--profile", "load", "up", "--detach", "--wait", "--no-deps", "producer-load")
+
+    def depth() -> int:
+        queues = json.loads(full.flower("/api/queues/length", full.login)[1])["active_queues"]
+        return next(queue["messages"] for queue in queues if queue["name"] == "cpu")
+
+    until("a backlog", lambda: depth() > 50)
 
 
 def test_nothing_is_left_after_down(stack):

@@ -1,20 +1,17 @@
 """Flower, as a person sees it: in a real browser, with workers of two pools."""
 
-import asyncio
 import base64
 import http.client
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,21 +25,12 @@ from lab.broker import own_server
 from lab.children import Children
 from tasks.app import make_app
 from tasks.settings import Settings
+from tests.browser import PATIENCE_S, Browser, need_chromium, pictures_in, until
 
 pytestmark = [pytest.mark.real, pytest.mark.stack]
 
 if not os.environ.get("CI"):
     pytest.importorskip("flower", reason="the extra `flower` is not installed")
-
-PATIENCE_S = 60
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# fmt: off
-QUIET = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
-    "--window-size=1280,900",
-)
-# fmt: on
 
 
 @dataclass
@@ -67,15 +55,6 @@ class Flower:
             return error.code, error.read().decode()
 
 
-def until(holds: Callable[[], Any], otherwise: str) -> Any:
-    """Wait for what another process does, and return it."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := holds()):
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.05)
-    return found
-
-
 def start_flower(children: Children, settings: Settings) -> Flower:
     """Flower for the app with these settings, on a free loopback port, that wants a password."""
     with socket.socket() as probe:
@@ -98,116 +77,6 @@ def start_flower(children: Children, settings: Settings) -> Flower:
 
     until(answers, "Flower did not start")
     return flower
-
-
-# --- a browser -------------------------------------------------------------------------------------------------------
-
-
-class Browser:
-    """Headless Chromium, driven by its own protocol through the WebSocket client that Flower brings."""
-
-    def __init__(self, children: Children, home: Path) -> None:
-        assert CHROMIUM
-        home.mkdir()
-        log = home / "chromium.log"
-        with log.open("wb") as output:
-            process = children.start(
-                [CHROMIUM, *QUIET, "--remote-debugging-port=0", f"--user-data-dir={home / 'profile'}", "about:blank"],
-                env={"HOME": str(home)},
-                stdout=output,
-                stderr=output,
-            )
-        port_file = home / "profile" / "DevToolsActivePort"
-
-        def port() -> str | None:
-            assert process.poll() is None, log.read_text()[-2000:]
-            return port_file.read_text().partition("\n")[0] if port_file.exists() else None
-
-        address = f"http://127.0.0.1:{until(port, 'Chromium did not start')}"
-        with urllib.request.urlopen(f"{address}/json/list", timeout=PATIENCE_S) as answer:  # noqa: S310  on loopback
-            (page,) = (target for target in json.load(answer) if target["type"] == "page")
-        from tornado.websocket import websocket_connect
-
-        self._loop = asyncio.new_event_loop()
-        self._socket = self._run(lambda: websocket_connect(page["webSocketDebuggerUrl"], max_message_size=100 << 20))
-        self._number = 0
-        self.login: tuple[str, str] | None = None
-        """User and password for whoever asks; None cancels the question."""
-        self.statuses: dict[str, int] = {}
-        """HTTP status of each path that was loaded, the last one counts."""
-        self.complaints: list[str] = []
-        """What scripts in the pages threw or logged as errors."""
-        for domain in ("Page", "Network", "Runtime"):
-            self._call(f"{domain}.enable")
-        self._call("Fetch.enable", handleAuthRequests=True)
-
-    def _run(self, begin: Callable[[], Any]) -> Any:
-        async def wait() -> Any:
-            return await asyncio.wait_for(begin(), PATIENCE_S)
-
-        return self._loop.run_until_complete(wait())
-
-    def _send(self, method: str, **params: Any) -> int:
-        self._number += 1
-        message = json.dumps({"id": self._number, "method": method, "params": params})
-        self._run(lambda: self._socket.write_message(message))
-        return self._number
-
-    def _call(self, method: str, **params: Any) -> Any:
-        number = self._send(method, **params)
-        while True:
-            message = json.loads(self._run(self._socket.read_message))
-            if message.get("id") == number:
-                assert "error" not in message, (method, message["error"])
-                return message["result"]
-            self._on(message.get("method"), message.get("params"))
-
-    def _on(self, event: str | None, params: Any) -> None:
-        if event == "Fetch.requestPaused":
-            self._send("Fetch.continueRequest", requestId=params["requestId"])
-        elif event == "Fetch.authRequired":
-            answer = {"response": "CancelAuth"}
-            if self.login:
-                user, password = self.login
-                answer = {"response": "ProvideCredentials", "username": user, "password": password}
-            self._send("Fetch.continueWithAuth", requestId=params["requestId"], authChallengeResponse=answer)
-        elif event == "Network.responseReceived":
-            self.statuses[urlsplit(params["response"]["url"]).path] = params["response"]["status"]
-        elif event == "Runtime.exceptionThrown":
-            self.complaints.append(params["exceptionDetails"].get("text", "") + str(params["exceptionDetails"]))
-
-    def open(self, url: str) -> None:
-        """Load a page, to the end of its `load` event."""
-        self._call("Page.navigate", url=url)
-        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
-
-    def ask(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
-        answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
-        return answer["result"].get("value")
-
-    def until(self, expression: str) -> Any:
-        """Wait until the expression is true, and return it."""
-        try:
-            return until(lambda: self.ask(expression), "never true")
-        except AssertionError:
-            pytest.fail(f"never true: {expression}; the page says: {self.text[:1500]}")
-
-    @property
-    def text(self) -> str:
-        """What stands on the page."""
-        # Not innerText: styles of single letters break its words.
-        return " ".join(str(self.ask("document.body ? document.body.textContent : ''")).split())
-
-    def picture(self, path: Path) -> None:
-        """The page as it looks, as PNG."""
-        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
-
-    def close(self) -> None:
-        """Leave it to its parent to end it."""
-        self._socket.close()
-        self._loop.run_until_complete(asyncio.sleep(0))
-        self._loop.close()
 
 
 # --- what a person sees ----------------------------------------------------------------------------------------------
@@ -257,17 +126,12 @@ def start_worker(children: Children, settings: Settings, pool: str) -> subproces
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(os.environ.get("SIDESTEP_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return pictures_in(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture
 def browser(children: Children, tmp_path: Path) -> Iterator[Browser]:
-    if CHROMIUM is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI needs Chromium: apt-get install chromium")
-        pytest.skip("Chromium is not installed")
+    need_chromium()
     made = Browser(children, tmp_path / "browser")
     yield made
     made.close()
@@ -314,11 +178,8 @@ def test_a_browser_sees_every_pool_and_a_job_until_it_succeeds(stand, browser, p
     browser.open(flower.url + "/workers")
     assert browser.statuses["/workers"] == 200
     names = [f"{pool}@node-1" for pool in POOLS_SHOWN]
-    cells = (
-        "[...document.querySelectorAll('#workers-table tbody tr')].map(row => [...row.cells].map(c => c.textContent))"
-    )
-    browser.until(f"{cells}.length == {len(names)}")
-    shown = {row[0].strip(): row[1].strip() for row in browser.ask(cells)}
+    until(lambda: len(browser.rows("workers-table")) == len(names), "not all workers are listed")
+    shown = {row[0]: row[1] for row in browser.rows("workers-table")}
     assert shown == dict.fromkeys(names, "Online")
     browser.picture(pictures / "flower-workers.png")
     # When jobs are sent, one to each pool
@@ -360,8 +221,7 @@ def reloaded(browser: Browser, expression: str) -> Any:
     """The expression's value once it tells of a success; else the page is loaded anew, as a person would."""
     if "SUCCESS" in (found := str(browser.ask(expression) or "")):
         return found
-    browser._call("Page.reload")
-    browser.until("document.readyState === 'complete'")
+    browser.reload()
     return None
 
 
@@ -385,11 +245,8 @@ def test_a_browser_sees_the_depth_of_each_queue(stand, browser, pictures):
         before = depth()
         browser.login = (flower.user, flower.password)
         browser.open(flower.url + "/broker")
-        rows = (
-            "[...document.querySelectorAll('#queue-table tbody tr')].map(row => [...row.cells].map(c => c.textContent))"
-        )
-        browser.until(f"{rows}.length >= {len(POOLS_SHOWN)}")
-        shown = {cells[0].strip(): int(cells[1]) for cells in browser.ask(rows)}
+        until(lambda: len(browser.rows("queue-table")) >= len(POOLS_SHOWN), "not all queues are listed")
+        shown = {cells[0]: int(cells[1]) for cells in browser.rows("queue-table")}
         after = depth()
     assert browser.statuses["/broker"] == 200
     assert set(shown) == {f"{pool}-jobs" for pool in POOLS_SHOWN}

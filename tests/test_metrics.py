@@ -769,7 +769,7 @@ def test_strange_keys_do_not_end_the_exporter(place, capsys):
 
 BAD_INPUT = {
     "no url": (["--broker", "nonsense"], "broker URL"),
-    "rabbitmq": (["--broker", "amqp://localhost"], "must look like redis://"),
+    "rabbitmq": (["--broker", "amqp://localhost"], "the counts are kept by a Redis"),
     "no port": (["--listen", "localhost"], "host:port"),
     "a port that is none": (["--listen", "localhost:99999"], "host:port"),
     "no bound": (["--lost-after", "2h"], "between 0 and 60m"),
