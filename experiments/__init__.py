@@ -5,6 +5,7 @@ from experiments.by_reference import experiment as by_reference
 from experiments.codecs import experiment as codecs
 from experiments.convoy import experiment as convoy
 from experiments.convoy_worker import experiment as convoy_worker
+from experiments.events_cost import experiment as events_cost
 from experiments.gil_cpu import experiment as gil_cpu
 from experiments.gil_release import experiment as gil_release
 from experiments.gil_share import experiment as gil_share
@@ -13,10 +14,12 @@ from experiments.hops import experiment as hops
 from experiments.io_fanout import experiment as io_fanout
 from experiments.io_slots import experiment as io_slots
 from experiments.locks import experiment as locks
+from experiments.machines import experiment as machines
 from experiments.no_gil import experiment as no_gil
 from experiments.observer_cost import experiment as observer_cost
 from experiments.payload_break_even import experiment as payload_break_even
 from experiments.prefetch import experiment as prefetch
+from experiments.presets import experiment as presets
 from experiments.races import experiment as races
 from experiments.results import experiment as results
 from experiments.scaling_law import experiment as scaling_law
@@ -49,7 +52,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         green_trust,
         separate_queues,
         prefetch,
+        presets,
         scaling_law,
+        machines,
         no_gil,
         versions,
         codecs,
@@ -59,6 +64,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         by_reference,
         results,
         observer_cost,
+        events_cost,
     )
 }
 """In the order in which a reader meets the questions; Sidestep's own cost comes last."""

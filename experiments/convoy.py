@@ -23,8 +23,10 @@ experiment = Experiment(
         switch_interval_s=0.005,
     ),
     arms=(
-        Arms({"beside": (None, ONE, TWO, FOUR)}),
-        Arms({"switch_interval_s": (0.0001, 0.001, 0.02)}),
+        Arms({"beside": (None, ONE)}),
+        Arms({"beside": (TWO, FOUR)}, in_quick=False),
+        Arms({"switch_interval_s": (0.02,)}),
+        Arms({"switch_interval_s": (0.0001, 0.001)}, in_quick=False),
         Arms({"args": ({"rounds": 2, "ms": 1}, {"rounds": 12, "ms": 1})}),
         Arms({"apart": ("processes",)}),
         Arms({"job": ("nudge",), "args": ({"rounds": 4},), "beside": (None, ONE)}),

@@ -26,7 +26,8 @@ experiment = Experiment(
     base=Setup(job="snooze", args={"ms": 20}, pacer=Constant(50, 3), concurrency=50),
     arms=(
         Arms({"pool": ("eventlet", "gevent", "threads"), "beside": (None, COMPUTING)}),
-        Arms({"pool": ("eventlet", "gevent"), "beside": (COMPUTING,), "apart": ("prefork",)}),
+        Arms({"pool": ("gevent",), "beside": (COMPUTING,), "apart": ("prefork",)}),
+        Arms({"pool": ("eventlet",), "beside": (COMPUTING,), "apart": ("prefork",)}, in_quick=False),
     ),
     claims=(
         _delay("eventlet"),

@@ -33,8 +33,11 @@ experiment = Experiment(
     quick={"pacer": Constant(20, 1.5)},
     arms=(
         Arms({"pool": ("threads", "prefork"), "args": (SMALL,)}),
-        Arms({"pool": ("prefork",), "args": (LARGE,), "pacer": SLOWLY, "codec": ("json", "orjson")}),
-        Arms({"pool": ("threads",), "args": (LARGE,), "pacer": SLOWLY}),
+        Arms(
+            {"pool": ("prefork",), "args": (LARGE,), "pacer": SLOWLY, "codec": ("json", "orjson")},
+            quick={"pacer": Constant(5, 2)},
+        ),
+        Arms({"pool": ("threads",), "args": (LARGE,), "pacer": SLOWLY}, in_quick=False),
         Arms({"pool": ("threads",), "rtt_ms": (0.0, 5.0)}),
         Arms({"pool": ("threads",), "rtt_ms": (0.5, 2.0)}, in_quick=False),
         Arms({"pool": ("prefork",), "rtt_ms": (0.0, 0.5, 2.0, 5.0)}, in_quick=False),

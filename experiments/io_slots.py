@@ -11,7 +11,8 @@ experiment = Experiment(
         Arms({"pool": ("prefork", "threads", "eventlet", "gevent"), "concurrency": (10,)}),
         Arms({"pool": ("threads", "eventlet", "gevent"), "concurrency": (100,), "pacer": (Burst(200),)}),
         Arms({"pool": ("prefork",), "concurrency": (100,), "pacer": (Burst(200),)}, in_quick=False),
-        Arms({"pool": ("threads", "eventlet", "gevent"), "concurrency": (1000,), "pacer": (Burst(2000),)}),
+        Arms({"pool": ("eventlet", "gevent"), "concurrency": (1000,), "pacer": (Burst(2000),)}),
+        Arms({"pool": ("threads",), "concurrency": (1000,), "pacer": (Burst(2000),)}, in_quick=False),
     ),
     claims=(
         Claim(

@@ -41,12 +41,13 @@ experiment = Experiment(
                     # One slot where slots compute side by side: a run that fills every core measures its neighbours.
                     "concurrency": (1 if pool in {"prefork", "threads"} else SLOTS[pool],),
                     "marks": BOTH,
-                }
+                },
             ),
         )
     ),
     claims=tuple(_claim(pool, job, least) for pool in POOLS for job, least in (("noop", 0.90), ("digest", 0.98))),
     quick={"pacer": Burst(500)},
     repeats=20,
+    not_in_a_look="few repeats do not decide what is a few percent",
     side_by_side="marks",
 )

@@ -9,6 +9,8 @@ SMALL, LARGE = Payload("records", 1_000), Payload("records", 1_000_000)
 
 LIGHT: tuple[Args, ...] = tuple({"payload": SMALL, "loops": Calibrated(ms=ms, like="spin")} for ms in (1, 3, 10, 30))
 HEAVY: tuple[Args, ...] = tuple({"payload": LARGE, "loops": Calibrated(ms=ms, like="spin")} for ms in (30, 100, 300))
+LOOP = {"pool": ("serial",), "concurrency": (1,)}
+FOR_A_LOOK = {"pacer": Burst(6)}
 
 experiment = Experiment(
     name="payload-break-even",
@@ -16,9 +18,11 @@ experiment = Experiment(
     base=Setup(job="carry", args=LIGHT[0], pacer=Burst(16), pool="prefork", concurrency=2),
     quick={"pacer": Burst(12)},
     arms=(
-        Arms({"args": (*LIGHT, *HEAVY)}),
-        Arms({"args": HEAVY, "codec": ("msgspec-msgpack",)}),
-        Arms({"args": (*LIGHT, *HEAVY), "queued": (False,), "pool": ("serial",), "concurrency": (1,)}),
+        Arms({"args": LIGHT}),
+        Arms({"args": HEAVY}, quick=FOR_A_LOOK),
+        Arms({"args": HEAVY, "codec": ("msgspec-msgpack",)}, quick=FOR_A_LOOK),
+        Arms({"args": LIGHT, "queued": (False,), **LOOP}),
+        Arms({"args": HEAVY, "queued": (False,), **LOOP}, quick=FOR_A_LOOK),
     ),
     claims=(
         Claim(

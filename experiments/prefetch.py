@@ -18,7 +18,6 @@ experiment = Experiment(
         pool="prefork",
         nodes=2,
     ),
-    quick_repeats=4,
     arms=(
         Arms({"prefetch": (1, 4, 64)}),
         Arms({"prefetch": (1,), "acks_late": (True,)}),

@@ -6,6 +6,7 @@ from producer.payloads import Calibrated, EachJob, Upstream
 
 # Poisson arrivals: evenly spaced slow jobs never meet, and two slots would always have one to spare.
 SLOW = Load("spin", {"loops": Calibrated(ms=150)}, Poisson(5, 4, seed=2))
+FOR_A_LOOK = {"pacer": Poisson(30, 2.5, seed=1), "beside": Load(SLOW.job, SLOW.args, Poisson(5, 2.5, seed=2))}
 
 experiment = Experiment(
     name="separate-queues",
@@ -16,6 +17,7 @@ experiment = Experiment(
         pacer=Poisson(30, 4, seed=1),
         beside=SLOW,
     ),
+    quick=FOR_A_LOOK,
     arms=(
         Arms({"pool": ("prefork",), "concurrency": (2,)}),
         Arms({"pool": ("threads", "gevent"), "concurrency": (20,)}),

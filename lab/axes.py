@@ -16,6 +16,11 @@ def slots(setup: Setup) -> float:
     return setup.slots
 
 
+def machines(setup: Setup) -> float:
+    """Workers, each on a machine of its own where the setup says so."""
+    return setup.nodes
+
+
 def work_ms(setup: Setup) -> float:
     """Work of one job on one core, in ms."""
     return work_ms_of(setup.args)
@@ -75,7 +80,18 @@ def prefetch(setup: Setup) -> float:
 
 AXES: Mapping[str, Callable[[Setup], float]] = {
     axis.__name__: axis
-    for axis in (slots, work_ms, outside_share, switch_interval_ms, hogs, handovers, size_bytes, prefetch, rtt_ms)
+    for axis in (
+        slots,
+        machines,
+        work_ms,
+        outside_share,
+        switch_interval_ms,
+        hogs,
+        handovers,
+        size_bytes,
+        prefetch,
+        rtt_ms,
+    )
 }
 
 

@@ -19,7 +19,10 @@ import redis
 from celery.exceptions import TimeoutError as CeleryTimeout
 
 from lab import resources, wire
+from lab.arenas.attached import PROBE_QUEUE, QUEUES, AttachedMachines, alike, crew
 from lab.arenas.celery_worker import APART_QUEUE, CeleryWorkers
+from lab.arenas.compose import SimulatedMachines
+from lab.arenas.flower import Flower
 from lab.broker import remove_keys
 from lab.jobs import Jobs
 from lab.model import LabError, Ledger, Run, Setup, Trial
@@ -27,6 +30,7 @@ from lab.observe import Progress, Tapes, ended_numbers, job_id, observe, observe
 from lab.session import Session
 from producer.pacers import Burst
 from producer.publish import Parcel, Sender, Sent, publish
+from tasks import knobs
 from tasks.app import make_app
 from tasks.jobs import JOBS
 from tasks.registry import checksum
@@ -40,9 +44,9 @@ DRAIN_LOOK_S = 0.0025
 """Between two looks at a queue whose drain is timed: the error of the end, against some looks' work for the broker."""
 SETTLE_S = 2.0
 PATIENCE_S = 20.0
-PROBE_QUEUE = "probe"
-"""Where one message of each trial is looked at; no worker serves it."""
 COLLECT_TIMEOUT_S = 30.0
+HEARINGS = 3
+"""How often the workers are warmed up so that a Flower hears of it."""
 EMPTY_LOOKS = 3
 """A message is in flight for well under a millisecond; so many looks in a row, 10 ms apart, must find nothing."""
 BROKER_TIMEOUT_S = 30.0
@@ -53,6 +57,8 @@ BROKER_TIMEOUT_S = 30.0
 def _no_garbage_collection() -> Iterator[None]:
     """While it is open the collector rests: a pass over a large suite takes 10 ms and makes jobs late."""
     gc.collect()
+    # The runs so far stay until the end: only what is new is looked through the next time.
+    gc.freeze()
     gc.disable()
     try:
         yield
@@ -78,34 +84,42 @@ class Bench:
             broker=session.address(setup),
             key_prefix=f"{session.prefix}{nonce:016x}:",
             preset=setup.preset,
+            knobs=",".join(setup.knobs or ()),
             prefetch=setup.prefetch,
             acks_late=setup.acks_late,
             switch_interval_s=setup.switch_interval_s,
             tape_dir=str(self._tapes.directory) if setup.marks else None,
             codec=setup.codec,
-            results=None if setup.results is None else setup.results != "ignored",
+            results=None if _kept(setup) is None else _kept(setup) != "ignored",
             steps=setup.steps,
             dead_letters=False,
         )
+        if setup.arena == "attached":
+            # Their workers were started under a prefix that is theirs, and take other jobs from its other queues.
+            prefix = alike(crew(session.client)).key_prefix
+            self._settings = replace(self._settings, key_prefix=prefix, queue=f"{QUEUES}{nonce:016x}")
         self._queue = _Queue(session.client, self._settings.key_prefix, _queues(setup, self._settings))
+        if setup.arena == "attached":
+            self._queue.stale = self._queue.held()
         self._spent: list[tuple[resources.Snapshot, resources.Snapshot]] = []
         self._own_looks = 0
         self._snoop = resources.Snoop()
         self._sent: list[Sent] = []
         self._slices: list[_Slice] = []
         self._collected_s = 0.0
+        self._watched_s, self._heard = 0.0, 0
 
     def __enter__(self) -> Bench:
-        setup, session = self.trial.setup, self._session
+        session = self._session
         # Only ours: a broker that hangs must not hang the lab. Workers keep what users get.
-        self._app = make_app(self._settings, socket_timeout_s=BROKER_TIMEOUT_S)
+        # What is turned is turned at the workers: whoever sends to them is the same for all.
+        told = replace(self._settings, preset="default", knobs="")
+        self._app = make_app(told, socket_timeout_s=BROKER_TIMEOUT_S)
         session.say_alive()
-        python = session.python(setup)
-        self._arena = CeleryWorkers(
-            session.children, setup, python=python, settings=self._settings, directory=self._directory
-        )
+        self._arena = self._new_arena()
         try:
             self._warm_up()
+            self._await_watcher()
             self._sender = self._new_sender(self._parcel)
             self._sender.prepare(*self._queue.names)
             self._message_bytes = self._probe()
@@ -115,15 +129,45 @@ class Bench:
             raise
         return self
 
+    def _new_arena(self) -> CeleryWorkers | SimulatedMachines | AttachedMachines:
+        setup, session, settings = self.trial.setup, self._session, self._settings
+        match setup.arena:
+            case "compose":
+                return SimulatedMachines(session.engine, setup, settings=settings, directory=self._directory)
+            case "attached":
+                return AttachedMachines(
+                    settings.broker,
+                    self._app,
+                    setup,
+                    turn=self.trial.repeat,
+                    queue=settings.queue,
+                    tapes=self._tapes.directory,
+                    key_prefix=settings.key_prefix,
+                    watch=session.watch,
+                    say=session.say,
+                )
+        python = session.python(setup)
+        return CeleryWorkers(session.children, setup, python=python, settings=settings, directory=self._directory)
+
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._arena.close()
         self._app.close()
+        if isinstance(self._arena, AttachedMachines):
+            return  # the prefix is that of the machines, and they have taken their leave
         with contextlib.suppress(redis.RedisError):  # the broker may be why we are leaving
             remove_keys(self._session.client, self._settings.key_prefix)
 
     def processes(self) -> list[psutil.Process]:
-        """The workers and their children."""
-        return self._arena.processes()
+        """The workers, their children, and what watches them."""
+        return [*self._arena.processes(), *self._watchers()]
+
+    @property
+    def _flower(self) -> Flower | None:
+        return self._arena.flower if isinstance(self._arena, CeleryWorkers) else None
+
+    def _watchers(self) -> list[psutil.Process]:
+        """What runs beside the workers to watch them: none of it is counted as theirs."""
+        return self._flower.processes() if self._flower else []
 
     def _new_sender(self, parcel_of: Callable[[int], Parcel]) -> Sender:
         setup = self.trial.setup
@@ -134,7 +178,7 @@ class Bench:
             compression=setup.compression,
             argsrepr=setup.argsrepr,
             base64=setup.base64,
-            ignore_result=setup.results in {None, "ignored"},
+            ignore_result=_kept(setup) in {None, "ignored"},
             # One command a message, as Celery itself sends it, so that commands per job are those of real work.
             most_in_push=1,
         )
@@ -168,11 +212,12 @@ class Bench:
         if setup.apart:
             served.append((queue.names[1], jobs.loads[1], setup.apart_concurrency))
         every_slot = [(name, load, slots) for name, load, slots in served for _ in range(slots)]
-        for kinds in (
-            # Long enough that the first still sleeps when the last is fetched: a worker fetches some hundred a second.
-            [(name, JOBS["snooze"], {"ms": 20 + 4 * slots}) for name, _, slots in every_slot],
-            [(name, load.job, load.args(0)) for name, load, _ in every_slot],
-        ):
+        # Long enough that the first still sleeps when the last is fetched: a worker fetches some hundred a second.
+        sleeping = [(name, JOBS["snooze"], {"ms": 20 + 4 * slots}) for name, _, slots in every_slot]
+        waves = [sleeping, [(name, load.job, load.args(0)) for name, load, _ in every_slot]]
+        patient_until = time.monotonic() + PATIENCE_S
+        while waves:
+            kinds = waves.pop(0)
             nonce, count = secrets.randbits(63), len(kinds)
             parcels = [
                 Parcel(job_id(nonce, seq), job.task_name, name, args) for seq, (name, job, args) in enumerate(kinds)
@@ -190,6 +235,24 @@ class Bench:
                 if time.monotonic() > deadline:
                     raise LabError(f"{setup.label}: the worker did not end {count} jobs to warm up; is it stuck?")
                 time.sleep(LOOK_S)
+            # A machine that was told to listen does so when its last question to the broker has been answered.
+            if not waves and isinstance(arena, AttachedMachines) and (missing := arena.missing()):
+                if time.monotonic() > patient_until:
+                    raise LabError(f"{setup.label}: {', '.join(sorted(missing))} took no job to warm up; is it stuck?")
+                waves = [sleeping]
+
+    def _await_watcher(self) -> None:
+        """Until whoever watches hears the workers, and is at rest. Raises LabError when it hears nothing."""
+        if (flower := self._flower) is None:
+            return
+        for _ in range(HEARINGS):
+            if flower.hears():
+                break
+            self._warm_up()  # it may have begun to listen only after those jobs
+        else:
+            raise LabError(f"{self.trial.setup.label}: Flower hears nothing of the worker's jobs")
+        flower.rest()
+        self._heard = flower.ended()
 
     @_no_garbage_collection()
     def go(self, part: int, parts: int, *, others: Sequence[psutil.Process], idle: Callable[[], None]) -> None:
@@ -201,7 +264,9 @@ class Bench:
         asked, self._snoop = resources.counters_before(
             session.client, queue.held, queues=len(queue.names), local=session.broker.is_local
         )
-        before, looks = resources.snapshot(self.processes(), others, asked), queue.looks
+        others, flower = [*others, *self._watchers()], self._flower
+        watched_s = flower.cpu_s() if flower else 0.0
+        before, looks = resources.snapshot(self._arena.processes(), others, asked), queue.looks
         first, ended_before = len(self._sent), len(self._progress.ended_ns())
         sent = self._send(part, parts, first, idle)
         drained_ns = self._drain(ended_before + len(sent), idle)
@@ -210,7 +275,11 @@ class Bench:
         self._own_looks += queue.looks - looks
         self._collect([s.seq for s in sent])
         asked = resources.counters_after(session.client, local=session.broker.is_local)
-        self._spent.append((before, resources.snapshot(self.processes(), others, asked)))
+        self._spent.append((before, resources.snapshot(self._arena.processes(), others, asked)))
+        if flower:
+            # It lags behind the workers: what it still has to do belongs to these jobs, and to nobody else's time.
+            flower.rest()
+            self._watched_s += flower.cpu_s() - watched_s
         ends = self._progress.ended_ns()[ended_before:]
         self._slices.append(
             _Slice(first, len(sent), sent[0].due_ns, drained_ns or max(ends, default=time.monotonic_ns()), drained_ns)
@@ -286,7 +355,11 @@ class Bench:
         """What happened in all slices."""
         self._sender.close()
         setup, session, spent = self.trial.setup, self._session, self._spent
-        sent, marks = self._sent, self._tapes.marks(self._jobs.nonce)
+        sent, marks, processes = self._sent, self._tapes.marks(self._jobs.nonce), self._tapes.headers()
+        attached = self._arena if isinstance(self._arena, AttachedMachines) else None
+        if attached:
+            attached.settle()
+            marks, processes = attached.corrected(marks, processes), attached.told(processes)
         shifts = _shifts(self._slices)
         firsts = np.array([s.first for s in self._slices])
         sent = [
@@ -315,6 +388,11 @@ class Bench:
         bill = replace(bill, message_bytes=self._message_bytes, sent_by=self._sender.path)
         if setup.results in {"get", "bulk"}:
             bill = replace(bill, collect_s=self._collected_s)
+        if flower := self._flower:
+            bill = replace(bill, watcher_cpu_s=self._watched_s, watcher_ends=flower.ended() - self._heard)
+        if attached:
+            # Their agents say what the workers used; nothing else of other machines is known here.
+            bill = replace(bill, worker_cpu_s=attached.cpu_s, worker_pss_bytes=None, context_switches=None)
         if session.broker.pid is not None:
             own_in, own_out = self._snoop.share(self._own_looks, readings=len(spent))
             queues = len(self._queue.names)
@@ -329,7 +407,14 @@ class Bench:
             bill = replace(bill, drained_s=drained_s, wall_s=bill.wall_s if len(samples) else drained_s)
         words = self._arena.last_words() if ledger.lost else ""
         return Run(
-            self.trial, samples, ledger, bill, processes=tuple(self._tapes.headers()), last_words=words, steps=steps
+            self.trial,
+            samples,
+            ledger,
+            bill,
+            processes=tuple(processes),
+            last_words=words,
+            steps=steps,
+            changes=attached.changes(self._slices[0].start_ns) if attached and self._slices else (),
         )
 
 
@@ -357,6 +442,14 @@ def _queues(setup: Setup, settings: Settings) -> tuple[str, ...]:
     return (settings.queue, APART_QUEUE) if setup.apart else (settings.queue,)
 
 
+def _kept(setup: Setup) -> str | None:
+    """What becomes of results: as the setup says, or one of its knobs."""
+    if setup.results is not None:
+        return setup.results
+    kept = knobs.results(knobs.turned(setup.preset, setup.knobs or ()))
+    return None if kept is None else "stored" if kept else "ignored"
+
+
 @dataclass(slots=True)
 class _Queue:
     """The jobs that the broker still holds."""
@@ -364,6 +457,8 @@ class _Queue:
     client: redis.Redis
     prefix: str
     names: tuple[str, ...]
+    stale: int = 0
+    """Deliveries to workers that are gone: nobody will acknowledge them, and they are not ours."""
     looks: int = 0
     """How often it was asked: those commands are the lab's own and no part of a job's price."""
 
@@ -374,7 +469,7 @@ class _Queue:
             for name in self.names:
                 pipe.llen(self.prefix + name)
             pipe.hlen(self.prefix + "unacked")
-            return int(sum(pipe.execute()))
+            return max(0, int(sum(pipe.execute())) - self.stale)
 
     def empty_since_ns(self) -> int:
         """When the broker was first seen to hold nothing, if it still does some looks later; else 0.

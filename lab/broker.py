@@ -123,12 +123,18 @@ def _free_port() -> int:
 def users_broker(url: str, *, force: bool = False) -> Broker:
     """The broker at `url`, after a look at it.
 
-    Raises BadInput when the URL is malformed, nobody answers, or its database holds keys of others and not `force`.
+    Raises BadInput when the URL is malformed or names no Redis, nobody answers, or its database holds keys of others
+    and not `force`.
     """
     try:
-        Settings(broker=url)
+        settings = Settings(broker=url)
     except SettingsError as error:
         raise BadInput(str(error)) from None
+    if not settings.on_redis:
+        raise BadInput(
+            "measuring needs a Redis or Valkey, --broker redis://[:password@]host:port/db; "
+            "amqp:// is for `celery -A tasks worker`, the producer and Flower"
+        )
     broker = Broker(url, None)
     try:
         with broker.client() as client:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -15,6 +15,9 @@ MAX_LAG_SHARE = 0.10  # of the latency at the same quantile; beyond it the produ
 MAX_FEED_SHARE = 0.50  # of a burst's makespan; beyond it the workers may have waited for the producer
 MAX_APART = 0.02  # of the whole way
 MAX_OTHERS_CORES = 0.25  # more than a quarter of a core used by strangers shifts ratios on a small machine
+MAX_BOUND_OF_SPAN = 0.01  # of a run's length; a throughput is wrong by no more than that
+MAX_BOUND_SHARE = 0.10  # of the median latency or wait
+MAX_OVER_QUOTA, QUOTA_PERIOD_S, TICK_S = 0.10, 0.1, 0.02
 MAX_STEAL_CORES = 0.10  # taken by the hypervisor; a run with more measures the neighbours
 
 
@@ -86,13 +89,80 @@ def impossible_times(run: Run) -> Iterator[str]:
     """Every job was sent, received, started and ended in this order."""
     s = run.samples
     known = s.received_ns != 0
-    apart = (s.sent_ns < s.due_ns) | (s.ended_ns < s.started_ns) | (s.started_ns < s.sent_ns)
-    between = known & ((s.received_ns < s.sent_ns) | (s.started_ns < s.received_ns))
+    # What begins on one machine and ends on another may run back by what is not known of their clocks.
+    slack_ns = round(clock_bound_s(run) * 1e9)
+    apart = (s.sent_ns < s.due_ns) | (s.ended_ns < s.started_ns) | (s.started_ns + slack_ns < s.sent_ns)
+    between = known & ((s.received_ns + slack_ns < s.sent_ns) | (s.started_ns < s.received_ns))
     backwards = int(np.sum(apart | between))
     if backwards:
         yield (
             f"{run.trial.setup.label}: {backwards} jobs have times that run back: the clocks of producer and worker"
             " differ; run both in one boot of one machine"
+        )
+
+
+def clock_bound_s(run: Run) -> float:
+    """By how much a moment on one machine can be wrong against one on another, either way; 0 on one machine."""
+    return max((int(one.get("clock_bound_ns", 0)) for one in run.processes), default=0) / 1e9
+
+
+def unsure_clocks(run: Run) -> Iterator[str]:
+    """The clocks of several machines agree well enough for the length of the run."""
+    bound_s, wall_s = clock_bound_s(run), run.resources.wall_s
+    if bound_s > MAX_BOUND_OF_SPAN * wall_s:
+        yield (
+            f"{run.trial.setup.label}: a machine's clock is known to {bound_s * 1e3:.2f} ms only, and the run took "
+            f"{wall_s:.3f} s (at most {MAX_BOUND_OF_SPAN:.0%} is allowed): {NEARER}"
+        )
+
+
+def unsure_waits(run: Run) -> Iterator[str]:
+    """The clocks of several machines agree well enough for the times that begin on one and end on another."""
+    bound_s, samples = clock_bound_s(run), run.samples.own
+    if not bound_s or not len(samples):
+        return
+    for name, seconds in (("latency", samples.latency_s), ("wait", samples.wait_s)):
+        middle_s = quantile(seconds, 0.5)
+        if bound_s > MAX_BOUND_SHARE * middle_s:
+            yield (
+                f"{run.trial.setup.label}: a machine's clock is known to {bound_s * 1e3:.2f} ms only, and the median "
+                f"{name} is {middle_s * 1e3:.2f} ms (at most {MAX_BOUND_SHARE:.0%} is allowed), so what is said of "
+                f"latencies and waits does not hold: {NEARER}"
+            )
+            return
+
+
+NEARER = "put the broker nearer to the machines, or measure longer jobs"
+SPOILS: Mapping[str, frozenset[str]] = {
+    "unsure_waits": frozenset({"latency_p50_s", "latency_p99_s", "wait_p99_s"}),
+}
+"""Checks whose faults concern these measures alone; those of all others concern every measure."""
+
+
+def machine_left(run: Run) -> Iterator[str]:
+    """Every machine that the trial was to run on was there to its end."""
+    for change in run.changes:
+        if change.worked and not change.joined:
+            yield (
+                f"{run.trial.setup.label}: machine {change.machine} left {change.at_s:.1f} s after the first job was "
+                "due: start `sidestep worker` there again, and run again"
+            )
+
+
+def quota_not_kept(run: Run) -> Iterator[str]:
+    """No simulated machine had more of a core than it was to have."""
+    setup, resources = run.trial.setup, run.resources
+    if setup.cpus is None or not resources.wall_s:
+        return
+    used = resources.worker_cpu_s / resources.wall_s / setup.nodes
+    # A quota is given for a tenth of a second at once, so a short run may end just after one was used up.
+    allowed = (
+        setup.cpus * (1 + MAX_OVER_QUOTA) + setup.cpus * QUOTA_PERIOD_S / resources.wall_s + TICK_S / resources.wall_s
+    )
+    if used > allowed:
+        yield (
+            f"{setup.label}: each simulated machine used {used:.2f} of a core and was to have {setup.cpus:g}: the "
+            "engine keeps no quota: does this kernel have the cgroup controller `cpu`?"
         )
 
 
@@ -125,13 +195,27 @@ def gil_came_back(run: Run) -> Iterator[str]:
         )
 
 
+def deaf_watcher(run: Run) -> Iterator[str]:
+    """The Flower that was to listen heard of every job's end."""
+    if run.trial.setup.events == "flower" and (heard := run.resources.watcher_ends or 0) < run.ledger.done:
+        yield (
+            f"{run.trial.setup.label}: Flower heard of {heard} of {run.ledger.done} jobs' ends, so what it cost to "
+            "watch them was not measured: is the broker's memory limit for slow listeners too low?"
+        )
+
+
 CHECKS: tuple[Callable[[Run], Iterator[str]], ...] = (
     incomplete_ledger,
     late_producer,
     noisy_machine,
     impossible_times,
+    unsure_clocks,
+    unsure_waits,
+    machine_left,
+    quota_not_kept,
     steps_do_not_add_up,
     gil_came_back,
+    deaf_watcher,
 )
 
 

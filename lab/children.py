@@ -18,7 +18,7 @@ from typing import IO, Any
 import psutil
 
 import tasks
-from lab.guard import PATIENCE_S, TOKEN_VAR, runs, sweep
+from lab.guard import CONTAINERS, PATIENCE_S, TOKEN_VAR, runs, sweep, sweep_containers
 from lab.model import LabError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,9 +36,11 @@ class Children:
         (self.path / "tasks").symlink_to(Path(str(tasks.__file__)).resolve().parent, target_is_directory=True)
         self._temporary = self.directory / "tmp"
         self._temporary.mkdir()
-        self._token = uuid.uuid4().hex
+        self.token = uuid.uuid4().hex
+        """On everything that is started."""
+        self._containers = False
         self._guard = subprocess.Popen(
-            [sys.executable, "-m", "lab.guard", self._token, str(self.directory)],
+            [sys.executable, "-m", "lab.guard", self.token, str(self.directory)],
             stdin=subprocess.PIPE,
             cwd="/",
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -62,7 +64,7 @@ class Children:
             "PYTHONPATH": str(python_path or self.path),
             "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(self._temporary),  # what a killed child leaves there goes with our directory
-            TOKEN_VAR: self._token,
+            TOKEN_VAR: self.token,
             **(env or {}),
         }
         try:
@@ -71,18 +73,32 @@ class Children:
             )
         except OSError as error:
             raise LabError(f"cannot start {command[0]}: {error.strerror}; is it installed and executable?") from None
+        try:
+            self._tell(b"%d" % child.pid)
+        except LabError:
+            child.kill()
+            raise
+        return child
+
+    def has_containers(self) -> None:
+        """Say, before the first is started, that there are containers with our token on their label."""
+        self._containers = True
+        self._tell(CONTAINERS)
+
+    def _tell(self, line: bytes) -> None:
         assert self._guard.stdin  # noqa: S101  it was asked for as a pipe
         with self._naming:  # a worker of each pool may be started at once
             try:
-                self._guard.stdin.write(b"%d\n" % child.pid)
+                self._guard.stdin.write(line + b"\n")
             except BrokenPipeError:
-                child.kill()
                 raise LabError("the guard process has ended; what runs now would outlive a kill: run again") from None
-        return child
 
     def close(self) -> None:
         """End everything; safe to call twice."""
-        sweep(self._token)
+        sweep(self.token)
+        if self._containers:
+            sweep_containers(self.token)
+            self._containers = False
         if self._guard.stdin and not self._guard.stdin.closed:
             self._guard.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):

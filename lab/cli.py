@@ -23,23 +23,35 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Column, Table
 
-from lab import bench_codecs, bench_publish, dead_letters, environment
+from lab import (
+    bench_codecs,
+    bench_drain,
+    bench_peers,
+    bench_profile,
+    bench_publish,
+    dead_letters,
+    environment,
+    load_cli,
+    load_report_cli,
+    presets_cli,
+    worker_cli,
+)
 from lab import doctor as doctors
-from lab.broker import shown, users_broker
-from lab.children import ROOT
+from lab.broker import users_broker
 from lab.compare import compare
 from lab.interpreters import ask
+from lab.load.after import Wanted
+from lab.load.compare import WITHIN
 from lab.measure import Order, Step, machine_difference, measure
-from lab.model import BadInput, Claim, Estimate, Experiment, Finding, LabError, Suite, Verdict
+from lab.model import ARENAS, BadInput, Claim, Estimate, Experiment, Finding, LabError, Suite, Verdict
 from lab.plan import expected_s
 from lab.progress import TrialProgress, spell
 from lab.report.explain import explanation
 from lab.report.text import render, verdicts
 from lab.report.units import sure
-from lab.store import FILE, load
+from lab.store import FILE, load, runs_home
 from lab.verdict import judge_all
 from producer.publish import NotTaken
-from tasks.pools import EVENTLET_WARNING_FILTER, POOLS
 from tasks.settings import Settings
 
 SCHEMA = 1
@@ -123,10 +135,9 @@ def measuring(function: Any) -> Any:
             click.option("--python", type=click.Path(), help="Run the workers on this interpreter."),
             click.option(
                 "--arena",
-                type=click.Choice(["local"]),
-                default="local",
-                show_default=True,
-                help="Where the workers run.",
+                type=click.Choice(ARENAS),
+                help="Where the workers run: on this machine, on simulated ones, or on those that listen on the broker "
+                "[default: where each experiment wants them].",
             ),
             click.option("--strict", is_flag=True, help="Exit 1 when a claim is refuted."),
         )
@@ -168,15 +179,19 @@ def demo(catalogue: Catalogue, /, open_it: bool, **options: Any) -> None:
 @click.pass_obj
 def run(catalogue: Catalogue, /, names: tuple[str, ...], run_all: bool, **options: Any) -> None:
     """Measure the experiments NAMES and judge their claims."""
-    experiments = _chosen(catalogue, names, run_all)
+    experiments = _chosen(catalogue, names, run_all, quick=options["quick"])
     _measure(
         catalogue, experiments, "+".join(e.name for e in experiments) if len(experiments) < 4 else "all", **options
     )
 
 
-def _chosen(catalogue: Catalogue, names: tuple[str, ...], every: bool) -> tuple[Experiment, ...]:
+def _chosen(catalogue: Catalogue, names: tuple[str, ...], every: bool, *, quick: bool) -> tuple[Experiment, ...]:
     if every:
-        return tuple(catalogue.experiments.values())
+        skipped = [e for e in catalogue.experiments.values() if quick and e.not_in_a_look and e.name not in names]
+        for experiment in skipped:
+            why = f"{experiment.not_in_a_look}; name it beside --all to run it as well"
+            print(f"sidestep: left out of a quick look: {experiment.name}: {why}", file=sys.stderr)
+        return tuple(e for e in catalogue.experiments.values() if e not in skipped)
     if not names:
         raise BadInput(f"name an experiment, or --all; there are: {', '.join(catalogue.experiments)}")
     return catalogue.find(names)
@@ -191,7 +206,6 @@ def _measure(
     strict: bool,
     out: Path | None,
     broker: str | None,
-    arena: str,  # noqa: ARG001  one choice so far, checked by click
     open_it: bool = False,
     **options: Any,
 ) -> None:
@@ -270,7 +284,7 @@ def plan(
     want_json: bool,
 ) -> None:
     """The trials of the experiments NAMES in their order, and how long they take; runs nothing."""
-    experiments, here = _chosen(catalogue, names, run_all), environment.cores()
+    experiments, here = _chosen(catalogue, names, run_all, quick=quick), environment.cores()
     order = Order(experiments, Path(), quick=quick, repeats=repeats, seed=seed)
     planned = [(e, *order.trials(e, cores=here)) for e in experiments]
     rows = [
@@ -354,9 +368,14 @@ def report_(
     strict: bool,
     want_json: bool,
 ) -> None:
-    """Judge the runs in SUITE again and show the result; never measures."""
+    """Judge the runs in SUITE again and show the result; never measures. Takes load tests too."""
     if repeat and not trace:
         raise BadInput("--repeat says which repeat to trace; add --trace FILE")
+    if load_report_cli.is_load(suite):
+        if trace or strict:
+            raise BadInput(f"{suite} is a load test: --trace and --strict are for suites of experiments")
+        page = html or ((suite if suite.is_dir() else suite.parent) / "report.html" if open_it else None)
+        sys.exit(load_report_cli.show(suite, Wanted(page, open_it=open_it), want_json=want_json))
     held = load(suite)
     if trace:
         _write_trace(trace, held, repeat)
@@ -397,14 +416,40 @@ def _write(target: Path, text: str) -> None:
         raise BadInput(f"cannot write {target}: {error.strerror}; choose another place") from None
 
 
-@cli.command("compare")
-@click.argument("before", type=click.Path(path_type=Path))
-@click.argument("after", type=click.Path(path_type=Path))
+@cli.command("compare", cls=load_report_cli.Sided)
+@click.argument("files", nargs=-1, metavar="BEFORE [BEFORE... --] AFTER [AFTER...]")
 @click.option("--any-machine", is_flag=True, help="Compare although the machines differ.")
+@click.option("--any-load", is_flag=True, help="Compare load tests although their loads differ.")
+@click.option(
+    "--within",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    default=WITHIN,
+    show_default=True,
+    help="Figures of load tests that differ by a smaller share are the same.",
+)
+@click.option("--strict", is_flag=True, help="Exit 1 when a figure of a load test is worse.")
 @as_json
 @click.pass_obj
-def compare_(catalogue: Catalogue, before: Path, after: Path, any_machine: bool, want_json: bool) -> None:
-    """Claims of two suites side by side, and by how much their figures differ."""
+def compare_(
+    catalogue: Catalogue,
+    files: tuple[str, ...],
+    any_machine: bool,
+    any_load: bool,
+    within: float,
+    strict: bool,
+    want_json: bool,
+) -> None:
+    """Two suites or load tests side by side, and by how much their figures differ.
+
+    Of load tests every figure is better, worse, the same, or cannot be said. Several a side: A1 A2 A3 -- B1 B2 B3.
+    """
+    befores, afters = load_report_cli.sides(files)
+    if all(map(load_report_cli.is_load, (*befores, *afters))):
+        options = {"any_machine": any_machine, "any_load": any_load, "strict": strict, "want_json": want_json}
+        sys.exit(load_report_cli.compare_loads(befores, afters, within=within, **options))
+    if len(befores) != 1 or len(afters) != 1:
+        raise BadInput("several a side can only be compared of load tests; name two suites")
+    before, after = befores[0], afters[0]
     suites = load(before), load(after)
     difference = machine_difference(suites[0].environment, suites[1].environment)
     if difference and not any_machine:
@@ -473,25 +518,10 @@ def doctor(catalogue: Catalogue, broker: str | None, pools: bool, want_json: boo
         sys.exit(COULD_NOT)
 
 
-@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
-@click.option("--marks", type=click.Path(path_type=Path), help="Folder for the marks [default: a new one under runs].")
-@click.option("--broker", envvar="SIDESTEP_BROKER", required=True)
-@click.option("--force", is_flag=True, help="Use the broker's database although it holds keys of others.")
-@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def worker(marks: Path | None, broker: str, force: bool, celery_options: tuple[str, ...]) -> NoReturn:
-    """A Celery worker of this app with marks on; takes every option of `celery worker`."""
-    users_broker(broker, force=force)  # one clear line now instead of endless retries later
-    folder = (marks or runs_home() / f"marks-{datetime.now().astimezone():%Y%m%d-%H%M%S}").absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    environ = {**os.environ, "SIDESTEP_BROKER": broker, "SIDESTEP_TAPE_DIR": str(folder)}
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    notes = Console(stderr=True, highlight=False, markup=False)
-    notes.print(f"broker {shown(broker)}, marks in {folder}", soft_wrap=True)
-    if "eventlet" in " ".join(celery_options):
-        notes.print(f"eventlet is a legacy pool: {POOLS['eventlet'].legacy}", soft_wrap=True)
-        environ["PYTHONWARNINGS"] = EVENTLET_WARNING_FILTER
-    sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, "-m", "celery", "-A", "tasks", "worker", *celery_options], environ)  # noqa: S606  no shell
+cli.add_command(worker_cli.worker)
+cli.add_command(load_cli.load)
+cli.add_command(load_report_cli.load_report)
+cli.add_command(presets_cli.presets)
 
 
 @cli.group(cls=Verbs)
@@ -501,6 +531,9 @@ def bench() -> None:
 
 bench.add_command(bench_publish.publish)
 bench.add_command(bench_codecs.codecs)
+bench.add_command(bench_profile.profile)
+bench.add_command(bench_peers.peers)
+bench.add_command(bench_drain.drain)
 
 
 @cli.command("letters")
@@ -528,11 +561,6 @@ def letters_(broker: str, prefix: str, send_again: bool, want_json: bool) -> Non
             table.add_row(f"{when:%Y-%m-%d %H:%M:%S}", x.queue, str(len(x.message)), x.reason, x.worker)
         out.print(table)
     out.print(f"{len(found)} kept, {seen.all} ever, {seen.dropped} dropped, {sent} sent again")
-
-
-def runs_home() -> Path:
-    """Where suites are kept: SIDESTEP_RUNS, else `runs` here."""
-    return Path(os.environ.get("SIDESTEP_RUNS") or "runs")
 
 
 def exit_code(findings: Sequence[Finding], *, strict: bool) -> int:

@@ -15,6 +15,7 @@ import psutil
 from lab import broker as brokers
 from lab import environment
 from lab.abilities import probe
+from lab.arenas import compose
 from lab.measure import cannot_run
 from lab.model import BadInput, Experiment
 from lab.session import open_session
@@ -57,6 +58,7 @@ def examine(experiments: Iterable[Experiment], *, broker_url: str | None = None)
     yield _broker(broker_url)
     yield from _pools()
     yield _executors()
+    yield _machines()
     yield _memory()
     yield from _claims(experiments)
 
@@ -164,6 +166,12 @@ def _executors() -> Diagnosis:
     return Diagnosis(
         "sub-interpreters", State.MISSING, "InterpreterPoolExecutor needs Python 3.14 or newer; nothing else does"
     )
+
+
+def _machines() -> Diagnosis:
+    if reason := compose.missing():
+        return Diagnosis("simulated machines", State.MISSING, reason)
+    return Diagnosis("simulated machines", State.OK, "a Docker engine with Compose answers")
 
 
 def _memory() -> Diagnosis:

@@ -24,6 +24,7 @@ import redis
 
 # Nothing else of the lab's: the exporter also runs where numpy is not installed, as in the containers.
 from tasks import dead_letters
+from tasks.logs import line, wants_json
 from tasks.metrics import BUCKETS_S, COHORT_S, COHORTS, COUNTS, KEPT_S, PULSE_S, SEEN, open_client
 from tasks.settings import Settings, SettingsError, from_env
 
@@ -395,7 +396,14 @@ class Everything(Collector):
 
 
 def _say(words: str) -> None:
-    print(f"sidestep: {words}", file=sys.stderr, flush=True)
+    print(line(words, level="warning") if _as_json() else f"sidestep: {words}", file=sys.stderr, flush=True)
+
+
+def _as_json() -> bool:
+    try:
+        return wants_json()
+    except SettingsError:  # main() tells it
+        return False
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -452,8 +460,9 @@ def cli(
 ) -> None:
     """Show Prometheus what workers and producers counted, what the broker holds, and the newest verdicts."""
     settings = from_env()
+    wants_json()  # said now if it is misspelt
     settings = replace(settings, broker=broker or settings.broker, key_prefix=prefix or settings.key_prefix)
-    if not settings.broker.startswith(("redis://", "rediss://")):
+    if not settings.on_redis:
         raise click.UsageError("the counts are kept by a Redis; name its URL with --broker")
     if runs is not None and not runs.is_dir():
         raise click.UsageError(f"there is no folder {runs}; name the one that holds your runs")
@@ -471,7 +480,8 @@ def cli(
         ) from None
     # Not in this thread, which is the one that waits for the server to end.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
-    print(f"http://{host}:{server.server_port}/metrics", flush=True)
+    url = f"http://{host}:{server.server_port}/metrics"
+    print(line(url) if wants_json() else url, flush=True)
     thread.join()
     server.server_close()
 

@@ -111,6 +111,22 @@ def with_celery(
         return _made(home, path, interpreter, needed, say)
 
 
+def with_requirements(path: str, requirements: Path, *, say: Callable[[str], None] = lambda _: None) -> str:
+    """The path of an interpreter like the one at `path`, with all that a file of pins names and nothing else.
+
+    Made on first use, which reaches a package index; later calls take it from the cache. Raises LabError when it cannot
+    be made.
+    """
+    interpreter = ask(path)
+    parts = [os.path.realpath(path), interpreter.version, requirements.name, requirements.read_text("utf-8")]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    home = cache_home() / "envs" / f"python{interpreter.version}-{key}"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with home.with_name(home.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _made(home, path, interpreter, ["-r", str(requirements)], say)
+
+
 def _made(home: Path, path: str, interpreter: Interpreter, needed: Sequence[str], say: Callable[[str], None]) -> str:
     """The interpreter of the environment at `home`, made if it is not there yet."""
     python = home / "bin" / "python"

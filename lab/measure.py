@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from lab import broker as brokers
+from lab.arenas import attached, compose, flower
+from lab.crew import Member
 from lab.environment import SAME_MACHINE, SAME_SITTING, cores, fingerprint, noise_floor
 from lab.interpreters import ask, free_threaded, resolve
 from lab.model import FREE_THREADED, BadInput, Experiment, Setup, Suite, Trial
@@ -33,6 +35,10 @@ class Order:
     broker_url: str | None = field(default=None, repr=False)  # may hold a password
     force: bool = False
     python: str | None = None
+    arena: str | None = None
+    """Where the workers run, instead of where each experiment wants them."""
+    machines: Mapping[str, Member] | None = None
+    """Those that are attached; None before anybody has looked."""
 
     def repeats_of(self, experiment: Experiment) -> int:
         """How often each setup of the experiment runs."""
@@ -43,24 +49,52 @@ class Order:
         able: list[Setup] = []
         left_out: dict[str, str] = {}
         for setup in experiment.setups(cores=cores, quick=self.quick):
-            if reason := cannot_run(setup, self.python):
+            placed = place(setup, self.arena, self.machines)
+            if not isinstance(placed, str) and placed.arena == "compose" and self.broker_url:
+                placed = compose.OWN_BROKER
+            if reason := placed if isinstance(placed, str) else cannot_run(placed, self.python):
                 with_codec = "" if setup.codec == "json" else f" {setup.codec}"
                 left_out[f"{experiment.name} · {setup.label}{with_codec}"] = reason
-            else:
-                able.append(setup)
+            elif not isinstance(placed, str):
+                able.append(placed)
         repeats = self.repeats_of(experiment)
         return plan(experiment, able, seed=self.seed, repeats=repeats, quick=self.quick, python=self.python), left_out
+
+
+def place(setup: Setup, arena: str | None, machines: Mapping[str, Member] | None = None) -> Setup | str:
+    """The setup as the arena runs it, or why it does not. None is where the setup itself wants to run.
+
+    Attached machines have the pool and the slots that their workers were started with, whatever the setup says.
+    """
+    if arena is None or arena == setup.arena:
+        return setup
+    if setup.arena == "local":
+        return f"it measures one machine; leave out --arena {arena}"
+    if arena == "local":
+        return "it needs several machines: leave --arena out, or use --arena attached"
+    if machines is None:
+        return replace(setup, arena=arena, cpus=None)
+    one = attached.alike(machines)
+    if setup.nodes > len(machines):
+        return f"it needs {setup.nodes} machines and {len(machines)} take part; {attached.HOW}"
+    return replace(setup, arena=arena, cpus=None, pool=one.pool, concurrency=one.slots)
 
 
 NO_FREE_THREADED = "no free-threaded Python is on PATH (python3.14t or python3.13t); SIDESTEP_FREE_THREADED names one"
 
 
-def cannot_run(setup: Setup, python: str | None = None) -> str | None:
+def cannot_run(setup: Setup, python: str | None = None) -> str | None:  # noqa: PLR0911  one a reason
     """Why the setup cannot run on this installation, or None. `python` is the interpreter of setups that name none."""
     if setup.python == FREE_THREADED and free_threaded() is None:
         return NO_FREE_THREADED
     if reason := next((row.missing for row in written_with(setup) if row.missing), None):
         return reason
+    if setup.events == "flower" and (reason := flower.missing()):
+        return reason
+    if setup.arena == "compose" and (reason := compose.missing()):
+        return reason
+    if setup.arena != "local":
+        return "other machines have a Python of their own; leave --python out" if python or setup.python else None
     if setup.queued:
         pools = (setup.pool, setup.apart) if setup.apart else (setup.pool,)
         return next((reason for pool in pools if (reason := POOLS[pool].missing)), None)
@@ -91,8 +125,34 @@ def measure(order: Order, *, say: Callable[[str], None], idle: Callable[[], None
     The suite is saved after every trial, and one that is already in the directory is continued. Raises BadInput when
     it was measured on another machine or with other settings, and LabError when something does not come up.
     """
+    if order.arena == "attached" and not order.broker_url:
+        raise BadInput("attached machines listen on a broker of yours: name it with --broker URL")
+    order = _possible(order)
     with open_session(order.broker_url, force=order.force, say=say) as session, _alone_in(order.directory):
+        if order.arena == "attached":
+            machines = attached.crew(session.client)
+            attached.remove_stale(session.client, session.broker.url, attached.alike(machines).key_prefix)
+            order = _possible(replace(order, machines=machines))
+            _tell(order, say)
+            session.watch.present.update(order.machines or ())
         yield from _in_session(order, session, idle)
+
+
+def _possible(order: Order) -> Order:
+    """The order, if anything of it can run here. Raises BadInput with the reason where nothing can."""
+    here = cores()
+    planned = [order.trials(experiment, cores=here) for experiment in order.experiments]
+    if planned and not any(trials for trials, _ in planned):
+        reasons = list(dict.fromkeys(why for _, left_out in planned for why in left_out.values()))
+        raise BadInput(f"nothing of this can run here: {reasons[0]}")
+    return order
+
+
+def _tell(order: Order, say: Callable[[str], None]) -> None:
+    """Who takes part, before anything is measured."""
+    machines = order.machines or {}
+    one = attached.alike(machines)
+    say(f"{len(machines)} machines take part, {one.pool} {one.slots} each: {', '.join(sorted(machines))}")
 
 
 @contextlib.contextmanager
@@ -145,7 +205,12 @@ def _in_session(order: Order, session: Session, idle: Callable[[], None]) -> Ite
         trials = planned[experiment.name][0]
         for together in turns(experiment, trials, pending(trials, suite)):
             yield Step(experiment, together[0], suite, sum(expected_s(trial, cores=here) for trial in together))
-            runs = runner.together(together)
+            try:
+                runs = runner.together(together)
+            except attached.TooFew as short:
+                session.say(str(short))
+                yield Step(experiment, None, suite)
+                continue
             environment = {**suite.environment, "units_per_ms": session.calibration}
             others = tuple(r for r in suite.runs if r.trial not in together)  # noisy ones that are replaced now
             suite = replace(suite, runs=(*others, *runs), environment=environment)

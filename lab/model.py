@@ -85,6 +85,15 @@ class Setup:
     """Put the broker this much farther away, there and back, by a relay; None connects directly."""
     steps: bool = False
     """Mark every step of a job's way, from encoding to its stored result, see `Steps`."""
+    events: str = "off"
+    """Whether workers tell of every job, as with `-E`, and whether a Flower listens: one of EVENTS."""
+    knobs: tuple[str, ...] | None = None
+    """What is turned at workers that Celery starts as it does unasked: names in `tasks.knobs.KNOBS`. None are the lab's
+    usual workers, without gossip, mingle and heartbeat."""
+    arena: str = "local"
+    """Where the workers run: one of ARENAS."""
+    cpus: float | None = None
+    """Share of a core that each simulated machine gets."""
 
     @property
     def loads(self) -> tuple[Load, ...]:
@@ -121,6 +130,10 @@ class Setup:
 
 RESULTS = ("ignored", "stored", "get", "bulk")
 """A backend that a job does not use; one that keeps each result; and results read one by one, or all at once."""
+EVENTS = ("off", "on", "flower")
+"""No events; events that nobody hears; and events with a Flower on the same broker."""
+ARENAS = ("local", "compose", "attached")
+"""Processes of this machine; simulated machines, which are containers; and whatever machines listen on the broker."""
 SINGLE = frozenset({"solo", "serial"})
 FREE_THREADED = "free-threaded"
 """As `Setup.python`: the interpreter without a GIL that is found on PATH; left out where there is none."""
@@ -313,6 +326,23 @@ class Resources:
     """How messages were made: `template`, or `batch: ` and why; empty without a broker. See `producer.publish`."""
     collect_s: float | None = None
     """To read all results, where the setup asks for that; not in `wall_s`."""
+    watcher_cpu_s: float | None = None
+    """CPU of the Flower that listened, until it had worked through what it heard; None without one."""
+    watcher_ends: int | None = None
+    """How many ends of jobs that Flower counted; None without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A machine that came or left while a trial ran."""
+
+    at_s: float
+    """From the first job due."""
+    machine: str
+    joined: bool
+    """Else it left."""
+    worked: bool
+    """Whether the trial was to run on it; who joins later takes part from the next trial on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +372,8 @@ class Run:
     """The end of the workers' logs, where jobs are missing."""
     steps: Steps | None = None
     """Where the setup asks for them."""
+    changes: tuple[Change, ...] = ()
+    """Machines that came and left, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,14 +488,16 @@ class Arms:
     vary: Mapping[str, Sequence[object]]
     in_quick: bool = True
     """Whether `--quick` keeps them: not those that no claim needs."""
+    quick: Mapping[str, Any] = field(default_factory=dict)
+    """What `--quick` changes in them, whatever they vary."""
 
-    def setups(self, base: Setup, cores: int) -> list[Setup]:
+    def setups(self, base: Setup, cores: int, *, quick: bool = False) -> list[Setup]:
         """All combinations; an axis that holds UP_TO_CORES becomes `up_to(cores)`."""
         setups = [base]
         for name, values in self.vary.items():
             spread = [v for value in values for v in (up_to(cores) if value is UP_TO_CORES else (value,))]
             setups = [replace(s, **cast("dict[str, Any]", {name: value})) for s in setups for value in spread]
-        return setups
+        return [replace(s, **self.quick) for s in setups] if quick else setups
 
 
 class _UpToCores:
@@ -496,6 +530,8 @@ class Curve:
     """Names in `lab.predictions.PREDICTIONS`, each drawn as a line of its own."""
     log: bool = True
     """Both axes logarithmic."""
+    to_one: bool = False
+    """Divide every point by the one setup that `to` selects, whatever its x."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -539,14 +575,18 @@ class Experiment:
     quick: Mapping[str, Any] = field(default_factory=dict)
     """What `--quick` changes in every setup."""
     quick_repeats: int = 3
+    not_in_a_look: str = ""
+    """Why `--all --quick` leaves it out; empty where it does not."""
     charts: tuple[Chart, ...] = ()
     """Charts beside those that every experiment gets."""
+    laws: tuple[Selector, ...] = ()
+    """Setups of several numbers of slots, whose throughput is held against the Universal Scalability Law."""
 
     def setups(self, *, cores: int, quick: bool = False) -> list[Setup]:
         """Every setup once, in the order they were declared."""
         base = replace(self.base, **self.quick) if quick else self.base
         chosen = [arms for arms in self.arms if arms.in_quick or not quick]
-        return list(dict.fromkeys(_hashable(s) for arms in chosen for s in arms.setups(base, cores)))
+        return list(dict.fromkeys(_hashable(s) for arms in chosen for s in arms.setups(base, cores, quick=quick)))
 
 
 def _hashable(setup: Setup) -> Setup:

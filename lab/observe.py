@@ -109,7 +109,8 @@ class Tapes:
                 raise LabError(
                     f"marks of format {header['schema']}, expected {SCHEMA}: worker and lab differ; update both"
                 )
-            if header["boot_id"] != boot_id():
+            # What a machine that is attached said has been put into our time already.
+            if header["boot_id"] != boot_id() and "machine" not in header:
                 raise LabError("marks come from another boot or machine, whose clock cannot be compared with this one")
             headers.append(header)
         return headers

@@ -12,9 +12,12 @@ from lab.model import Experiment, Load, Setup, Trial
 from producer.payloads import Upstream
 
 BOOT_S = {"queued": 0.65, "bare": 0.3}
+CONTAINER_BOOT_S = 3.0
 """Seconds to start, warm and stop an arena on a two-core machine: only for the estimate of the time left."""
 FORK_S = 0.02
 """More for each process of a pool."""
+MINGLE_S, FLOWER_S = 1.2, 2.0
+"""More for a worker that asks for its neighbours, as Celery's own do, and for a Flower, which also rests in between."""
 
 
 def plan(
@@ -60,8 +63,15 @@ def expected_s(trial: Trial, *, cores: int) -> float:
     """Roughly how long the trial takes: its boot, and its jobs spread over the slots that can really work."""
     setup = trial.setup
     boot_s = BOOT_S["queued" if setup.queued else "bare"] * (setup.nodes + bool(setup.apart))
+    if setup.arena == "compose":
+        # All at once, each with its share of a core.
+        boot_s = CONTAINER_BOOT_S + BOOT_S["queued"] / (setup.cpus or 1) + setup.nodes * BOOT_S["bare"]
     if setup.pool in {"prefork", "processes", "interpreters"}:
         boot_s += FORK_S * setup.slots
+    if setup.knobs is not None:
+        boot_s += MINGLE_S
+    if setup.events == "flower":
+        boot_s += FLOWER_S
     # Loads beside each other share the cores, also from workers of their own, but they are due at the same time.
     work_s = sum(_work_s(setup, load, cores) for load in setup.loads)
     last_due_s = max((due for load in setup.loads for due in load.pacer.due_s()), default=0.0)
@@ -76,5 +86,8 @@ def _work_s(setup: Setup, load: Load, cores: int) -> float:
     wait_ms = sum(value.mean_ms for value in load.args.values() if isinstance(value, Upstream))
     wait_ms += sum(float(v) for name, v in load.args.items() if name in {"ms", "io_ms"} and isinstance(v, int | float))
     queue_ms = 1.0 if setup.queued else 0.05
+    if setup.cpus is not None:
+        width = max(1.0, min(setup.nodes, slots))
+        return load.pacer.count * max((cpu_ms + queue_ms) / setup.cpus / width, (cpu_ms + wait_ms) / slots) / 1e3
     width = min(slots, cores if pool in {"prefork", "processes", "interpreters"} else 1)
     return load.pacer.count * max((cpu_ms + queue_ms) / width, (cpu_ms + wait_ms) / slots) / 1e3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from lab.axes import handovers, hogs, outside_share, slots, switch_interval_ms
+from lab.axes import handovers, hogs, machines, outside_share, slots, switch_interval_ms
 from lab.model import Setup
 
 
@@ -32,6 +32,11 @@ def gil_bound(setup: Setup) -> float:
     return min(slots(setup), 1 / inside) if inside > 0 else slots(setup)
 
 
+def linear(setup: Setup) -> float:
+    """Speed-up over one machine when nothing is shared: N."""
+    return machines(setup)
+
+
 PREDICTIONS: Mapping[str, Callable[[Setup], float]] = {
-    prediction.__name__: prediction for prediction in (convoy_s, amdahl, gil_bound)
+    prediction.__name__: prediction for prediction in (convoy_s, amdahl, gil_bound, linear)
 }

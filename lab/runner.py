@@ -28,7 +28,7 @@ RETAKES = 2
 """A run on a noisy machine is taken again this often before its fault stands."""
 PARTS = 10
 """Into which loads are cut that are run side by side: what changes on the machine within a run then hits all alike."""
-NOISE = frozenset({"noisy_machine"})
+NOISE = frozenset({"noisy_machine", "machine_left"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,10 @@ class Runner:
         while True:
             runs = [replace(run, retakes=retakes) for run in self._once(trials)]
             runs = [replace(run, faults=faults(run)) for run in runs]
-            if retakes == self.retakes or not any(map(is_noisy, runs)):
+            # A machine that has left would only be missed again; whoever continues the suite takes the trial again.
+            gone = any(fault.check == "machine_left" for run in runs for fault in run.faults)
+            if retakes == self.retakes or gone or not any(map(is_noisy, runs)):
+                self.session.watch.changes.clear()  # these runs tell of them
                 return runs
             retakes += 1
 
@@ -129,7 +132,7 @@ class Runner:
 
 
 def is_noisy(run: Run) -> bool:
-    """Whether others used the machine meanwhile, so that the trial is better taken again."""
+    """Whether others used the machine meanwhile, or one was lost, so that the trial is better taken again."""
     return any(fault.check in NOISE for fault in run.faults)
 
 

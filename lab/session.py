@@ -18,6 +18,8 @@ import psutil
 import redis
 
 from lab import awake, environment, interpreters
+from lab.arenas.attached import Watch
+from lab.arenas.compose import Engine
 from lab.broker import (
     ALIVE_S,
     PREFIX,
@@ -58,6 +60,23 @@ class Session:
     """Of every key of this session."""
     known_units: Mapping[str, float] = field(default_factory=dict)
     """Calibrations of the suite that is continued: its jobs must stay the same."""
+    watch: Watch = field(default_factory=Watch)
+    """Machines that are attached."""
+    _engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """What simulates machines; asked for the first time it makes their image."""
+        if self._engine is None:
+            self._engine = Engine(self.children, self.broker, self.client)
+            self.say("making the image of the simulated machines; a minute the first time, seconds later")
+            assert self._engine.image  # noqa: S101  makes it
+        return self._engine
+
+    def end_engine(self) -> None:
+        """Remove the simulated machines and their network."""
+        if self._engine is not None:
+            self._engine.close()
 
     def say_alive(self) -> None:
         """Tell later sessions on the same broker that our keys are not left over."""
@@ -121,7 +140,7 @@ class Session:
 
         Found once per job and interpreter, in a fresh process of that interpreter.
         """
-        python = self.python(setup)
+        python = CONTAINER if setup.arena == "compose" else self.python(setup)
         return {
             amount: max(1, round(amount.ms * self._per_ms(python, amount.like or load.job)))
             for amount in calibrated(load.args)
@@ -130,12 +149,14 @@ class Session:
     def _per_ms(self, python: str, job: str) -> float:
         key = (python, job)
         if key not in self._units_per_ms:
-            self._units_per_ms[key] = self.known_units.get(job) or self._calibrate(python, job)
+            self._units_per_ms[key] = self.known_units.get(_calibrated(*key)) or self._calibrate(python, job)
         return self._units_per_ms[key]
 
     def prepare(self, setup: Setup) -> None:
         """Find or make whatever the setup needs before its trials: an environment, a calibration, a server."""
         self.python(setup)
+        if setup.arena == "compose":
+            assert self.engine.address  # noqa: S101  makes the network
         for load in setup.loads:
             self.units(setup, load)
             self.url(load)
@@ -144,12 +165,13 @@ class Session:
     @property
     def calibration(self) -> dict[str, float]:
         """Units per millisecond, by job, as far as they were needed."""
-        return {job: units for (_, job), units in self._units_per_ms.items()}
+        return {_calibrated(python, job): units for (python, job), units in self._units_per_ms.items()}
 
     def _calibrate(self, python: str, job: str) -> float:
-        child = self.children.start(
-            [python, "-m", "tasks.calibrate", job], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        arguments = ("-m", "tasks.calibrate", job)
+        # In the image the jobs run on another Python; without a quota, for CPU time is CPU time.
+        command = self.engine.python(*arguments) if python == CONTAINER else [python, *arguments]
+        child = self.children.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             out, err = child.communicate(timeout=CALIBRATION_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -228,6 +250,15 @@ class Session:
         return self._upstreams[mean_ms][0]
 
 
+CONTAINER = "container"
+"""Stands for the Python of the simulated machines."""
+
+
+def _calibrated(python: str, job: str) -> str:
+    """The name under which a calibration is kept."""
+    return f"{job} in a container" if python == CONTAINER else job
+
+
 def written_with(setup: Setup) -> list[Codec | Compression]:
     """The codec and the compression of the setup's messages, and those that its jobs try."""
     names: list[tuple[object, object]] = [(setup.codec, setup.compression)]
@@ -257,6 +288,7 @@ def open_session(
         try:
             yield session
         finally:
+            session.end_engine()
             with contextlib.suppress(redis.RedisError):  # the broker may be why we are leaving
                 session.drop_references()
             if broker.pid is None:

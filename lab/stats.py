@@ -60,6 +60,12 @@ def worker_cpu_s_per_job(run: Run) -> float:
     return run.resources.worker_cpu_s / max(run.ledger.issued, 1)
 
 
+def watcher_cpu_s_per_job(run: Run) -> float:
+    """CPU seconds of the Flower that listened, for each job; not a number without one."""
+    spent = run.resources.watcher_cpu_s
+    return math.nan if spent is None else spent / max(run.ledger.issued, 1)
+
+
 def pss_bytes(run: Run) -> float:
     """Memory of the workers' whole process tree; not a number where it cannot be read."""
     pss = run.resources.worker_pss_bytes
@@ -202,6 +208,7 @@ MEASURES: Mapping[str, Callable[[Run], float]] = {
             throughput_hz,
             drain_hz,
             worker_cpu_s_per_job,
+            watcher_cpu_s_per_job,
             pss_bytes,
             pss_bytes_per_slot,
             latency_p50_s,

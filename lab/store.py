@@ -9,6 +9,8 @@ Schema 2: setups also hold packages, beside, apart, apart_concurrency and disabl
     `beside` and `value`, which are all 0 in a suite of schema 1.
 Schema 3: setups also hold codec, compression, argsrepr, base64, results, rtt_ms and steps; resources hold
     message_bytes, sent_by and collect_s; a run may hold `steps`, with one column a name of STEP_COLUMNS, as `samples`.
+Schema 4: setups also hold events, knobs, arena and cpus; resources hold watcher_cpu_s and watcher_ends; a run may hold
+    `changes`.
 A later version reads every earlier schema. `suite.json.xz` is such a file compressed by xz.
 """
 
@@ -34,6 +36,7 @@ from lab.model import (
     SAMPLE_COLUMNS,
     STEP_COLUMNS,
     BadInput,
+    Change,
     FrozenArgs,
     LabError,
     Ledger,
@@ -51,7 +54,7 @@ from producer.pacers import Pacer
 
 _T = TypeVar("_T")
 
-SCHEMA = 3
+SCHEMA = 4
 FILE = "suite.json"
 PACKED = f"{FILE}.xz"
 """The same file, compressed: to be kept and shown around. Only `load` knows it."""
@@ -84,19 +87,24 @@ SINCE_2 = frozenset({"beside", "value"})
 """Columns that a suite of schema 1 lacks."""
 
 
+def runs_home() -> Path:
+    """Where suites are kept: SIDESTEP_RUNS, else `runs` here."""
+    return Path(os.environ.get("SIDESTEP_RUNS") or "runs")
+
+
 class SuiteFile:
-    """Where one suite is kept. A run's samples are encoded once, however often the file is written."""
+    """Where one suite is kept. A run is encoded once, however often the file is written."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE
-        self._encoded: dict[int, tuple[Run, dict[str, Any]]] = {}
+        self._encoded: dict[int, tuple[Run, str]] = {}
 
     def save(self, suite: Suite) -> None:
         """Write the whole suite in one step: a crash leaves the file as it was. Raises LabError when it cannot."""
         runs = []
         for run in suite.runs:
             if id(run) not in self._encoded:
-                self._encoded[id(run)] = (run, _run_to_json(run))
+                self._encoded[id(run)] = (run, json.dumps(_run_to_json(run)))
             runs.append(self._encoded[id(run)][1])
         document = {
             "schema": SCHEMA,
@@ -107,14 +115,16 @@ class SuiteFile:
             "repeats": dict(suite.repeats),
             "quick": suite.quick,
             "left_out": dict(suite.left_out),
-            "runs": runs,
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             fresh = self.path.with_suffix(".json.new")
             with fresh.open("w", encoding="utf-8") as file:
-                json.dump(document, file, indent=1)
-                file.write("\n")
+                # Run by run, on a line each, so that writing costs little however many there are.
+                file.write(json.dumps(document, indent=1).removesuffix("\n}"))
+                file.write(',\n "runs": [\n')
+                file.write(",\n".join(runs))
+                file.write("\n]\n}\n")
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(self.path)
@@ -182,6 +192,7 @@ def _run_to_json(run: Run) -> dict[str, Any]:
         "last_words": run.last_words,
         "samples": {"n": len(run.samples), **{name: encode(getattr(run.samples, name)) for name in SAMPLE_COLUMNS}},
         **({"steps": {name: encode(getattr(run.steps, name)) for name in STEP_COLUMNS}} if run.steps else {}),
+        **({"changes": [dataclasses.asdict(change) for change in run.changes]} if run.changes else {}),
     }
 
 
@@ -208,6 +219,7 @@ def _run_from_json(raw: Mapping[str, Any], schema: int) -> Run:
         retakes=raw["retakes"],
         last_words=raw["last_words"],
         steps=Steps(**steps) if steps else None,
+        changes=tuple(_checked(Change(**change)) for change in raw.get("changes", ())),
     )
     # Found again, like verdicts: a better check judges old runs too.
     return dataclasses.replace(_checked(run), faults=faults(run))

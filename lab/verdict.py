@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lab.model import BreakEven, Claim, Estimate, Experiment, Finding, Ratio, Run, Suite, Verdict
+from lab.checks import SPOILS
+from lab.model import BreakEven, Claim, Estimate, Experiment, Fault, Finding, Level, Ratio, Run, Suite, Verdict
 from lab.stats import blocks, estimate, repeats_to_decide, uses
 
 NOTHING = "not measured: no repeat has all that it compares"
@@ -24,10 +25,16 @@ def judge(claim: Claim, runs: Sequence[Run], *, cores: int, left_out: Sequence[s
     if measured is None:
         why = f"it cannot be tested here: {left_out[0]}" if left_out else NOTHING
         return Finding(claim, None, Verdict.INVALID, why)
-    if faults := _distinct(fault.says for run in used for fault in run.faults):
+    if faults := _distinct(fault.says for run in used for fault in run.faults if _concerns(fault, claim)):
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         return Finding(claim, measured, Verdict.INVALID, faults[0] + more)
     return Finding(claim, measured, *_compare(claim, measured, used))
+
+
+def _concerns(fault: Fault, claim: Claim) -> bool:
+    """Whether the fault bears on what the claim measures."""
+    spoiled = SPOILS.get(fault.check)
+    return spoiled is None or (isinstance(claim.measure, Ratio | Level) and claim.measure.measure in spoiled)
 
 
 def _compare(claim: Claim, estimate: Estimate, runs: Sequence[Run]) -> tuple[Verdict, str]:

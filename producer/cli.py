@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 
 import click
 import redis
-from kombu.exceptions import EncodeError, KombuError, OperationalError
+from kombu import exceptions as kombu
+from kombu.exceptions import EncodeError, KombuError
 
 from producer.mix import Arrival, Feed, MixedLoad, constant, loads_in, poisson
 from producer.pacers import Burst, Constant, Pacer, PacerError, Poisson
@@ -398,7 +399,10 @@ def main() -> NoReturn:
     except NotTaken as error:
         _complain(str(error))
         code = COULD_NOT
-    except (OperationalError, KombuError, redis.RedisError, OSError) as error:
+    except kombu.ChannelError as error:
+        _complain(f"the broker refuses it ({error}); does this user have the rights there?")
+        code = COULD_NOT
+    except (KombuError, redis.RedisError, OSError, kombu.ConnectionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         _complain(f"the broker does not answer ({reason}); is it up?  docker compose up -d redis")
         code = COULD_NOT

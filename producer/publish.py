@@ -133,6 +133,8 @@ BULK_LIMIT_BYTES = 512 << 20
 """Of one message: Redis's own proto-max-bulk-len."""
 LEAST_LIMIT_BYTES = 1 << 20
 """The least that it can be set to: no smaller message needs a look at it."""
+CONFIRMED = {"confirm_publish": True}
+"""A RabbitMQ says of a message that it has it only where it is asked to; of a Redis this asks nothing."""
 ADVICE = {
     "OutOfMemoryError": "free memory there, raise its maxmemory, or send less at a time",
     "ReadOnlyError": "name the primary server, not a replica",
@@ -184,7 +186,8 @@ class Sender:
             stamp=meter is not None,
         )
         self._meter = meter
-        self._connection = app.connection_for_write(transport_options=None if base64 else {"body_encoding": None})
+        as_text = {} if base64 else {"body_encoding": None}
+        self._connection = app.connection_for_write(transport_options={**CONFIRMED, **as_text})
         self._producer = app.amqp.Producer(self._connection)
         self._encode_once, self._most_in_push = encode_once, most_in_push
         self._why = why_not(app, self._connection) if template else "it was asked for"

@@ -16,7 +16,7 @@ python_for_sidestep() {  # the newest fit Python on PATH, or $PYTHON
 environment() {  # environment FOLDER EXTRAS: up to date, in seconds when nothing changed
   local folder=$1 extras=$2 python wanted
   python=$(python_for_sidestep) || exit 2
-  wanted="$extras $("$python" -VV) $(cat pyproject.toml constraints.txt | cksum) $PWD"
+  wanted="$extras $("$python" -VV) $(cat pyproject.toml constraints.txt transport/pyproject.toml | cksum) $PWD"
   # An environment that has more extras than asked for serves as well.
   if [ -x "$folder/bin/python" ] && grep -qxF "$wanted" "$folder/.sidestep" 2>/dev/null; then return; fi
   echo "${0##*/}: preparing $folder (once; about a minute)" >&2
@@ -33,7 +33,7 @@ environment() {  # environment FOLDER EXTRAS: up to date, in seconds when nothin
       fi
     fi
   fi
-  "$folder/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$extras]" || {
+  "$folder/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[$extras]" -e ./transport || {
     echo "${0##*/}: installing failed; is a package index reachable?" >&2
     exit 2
   }

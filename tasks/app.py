@@ -7,10 +7,10 @@ from typing import Any
 
 from celery import Celery
 
-from tasks import hooks
+from tasks import hooks, knobs
 from tasks.codecs import accepted, register
 from tasks.jobs import JOBS
-from tasks.settings import PRESETS, Settings, SettingsError, from_env
+from tasks.settings import Settings, SettingsError, from_env
 
 
 def make_app(settings: Settings, *, socket_timeout_s: float | None = None, mark: hooks.Mark | None = None) -> Celery:
@@ -18,32 +18,33 @@ def make_app(settings: Settings, *, socket_timeout_s: float | None = None, mark:
 
     It has a result backend only if the settings ask for one: marks carry what results would.
 
-    `socket_timeout_s` bounds the wait for one answer of the broker; Celery's own default waits for ever. `mark` comes
+    `socket_timeout_s` bounds the wait for one answer of a Redis; Celery's own default waits for ever. `mark` comes
     from `hooks.connect`, in a worker.
     """
     register(settings.codec)
+    results = knobs.results(settings.turned) if settings.results is None else settings.results
     app = Celery("sidestep", broker=settings.broker, set_as_current=False)
     options: dict[str, Any] = {
         "task_default_queue": settings.queue,
         "task_serializer": settings.codec,
         "result_serializer": settings.codec,
         "accept_content": accepted(settings.codec),
-        "task_ignore_result": not settings.results,
+        "task_ignore_result": not results,
         "broker_connection_retry_on_startup": True,
         "worker_hijack_root_logger": True,
-        **PRESETS[settings.preset],
+        **knobs.configuration(settings.turned),
     }
-    transport = {**options.get("broker_transport_options", {})}
-    if settings.key_prefix:
-        transport["global_keyprefix"] = settings.key_prefix
-    if socket_timeout_s is not None:
-        transport["socket_timeout"] = socket_timeout_s
+    transport: dict[str, Any] = {}
+    if settings.on_redis:  # of these options a RabbitMQ knows none
+        transport = {**options.get("broker_transport_options", {}), "global_keyprefix": settings.key_prefix}
+        if socket_timeout_s is not None:
+            transport["socket_timeout"] = socket_timeout_s
     options["broker_transport_options"] = transport
     if settings.prefetch is not None:
         options["worker_prefetch_multiplier"] = settings.prefetch
     if settings.acks_late is not None:
         options["task_acks_late"] = settings.acks_late
-    if settings.results is not None:
+    if results is not None:
         options["result_backend"] = settings.broker
         options["result_backend_transport_options"] = {"global_keyprefix": settings.key_prefix}
         # Else each greenlet opens a connection of its own and leaves it open (celery/celery#7960).

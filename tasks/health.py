@@ -111,11 +111,12 @@ def check_worker(settings: Settings, node: str, *, answer_s: float = ANSWER_S) -
     Raises NotAsked when the broker does not answer, Unwell when the worker does not, or gets no jobs.
     """
     import redis  # noqa: PLC0415  the other checks need none of these
-    from kombu.exceptions import KombuError  # noqa: PLC0415
+    from kombu import exceptions as kombu  # noqa: PLC0415
 
     from tasks.app import make_app  # noqa: PLC0415
 
     app = make_app(settings, socket_timeout_s=answer_s)
+    app.conf.broker_pool_limit = None  # else a connection would be left open, and RabbitMQ complains of those
     try:
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=3)
@@ -125,7 +126,7 @@ def check_worker(settings: Settings, node: str, *, answer_s: float = ANSWER_S) -
                     COMMAND, destination=[node], reply=True, timeout=answer_s, limit=1, connection=connection
                 ):
                     break
-    except (KombuError, OSError, redis.RedisError) as error:
+    except (kombu.KombuError, OSError, redis.RedisError, kombu.ConnectionError, kombu.ChannelError) as error:
         raise NotAsked(f"the broker does not answer ({type(error).__name__})") from None
     finally:
         app.close()

@@ -34,8 +34,8 @@ def connect(settings: Settings) -> Mark | None:
         sys.setswitchinterval(settings.switch_interval_s)
     if (fd := settings.ready_fd) is not None:
 
-        def ready(**_: Any) -> None:
-            about = {"pid": os.getpid(), "gil_enabled": gil_enabled(), "python": python_version()}
+        def ready(sender: Any = None, **_: Any) -> None:
+            about = {"pid": os.getpid(), "gil_enabled": gil_enabled(), "python": python_version(), **_identity(sender)}
             os.write(fd, json.dumps(about).encode() + b"\n")
 
         signals.worker_ready.connect(ready, weak=False)
@@ -47,6 +47,17 @@ def connect(settings: Settings) -> Mark | None:
         register(settings.codec)  # its decoder must be there to be timed
         marker.steps().connect()
     return marker.around
+
+
+def _identity(consumer: Any) -> dict[str, Any]:
+    """The worker's name, its pool as `-P` spells it, and its slots; `consumer` is what Celery calls ready."""
+    pool = getattr(consumer, "pool", None)
+    module = type(pool).__module__.rpartition(".")[2]
+    return {
+        "name": str(getattr(consumer, "hostname", "")),
+        "pool": {"thread": "threads"}.get(module, module),
+        "slots": int(getattr(pool, "limit", None) or 1),
+    }
 
 
 class Marker:

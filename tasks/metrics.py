@@ -313,13 +313,9 @@ def open_client(settings: Settings, **options: Any) -> Any:
     return redis.Redis.from_url(settings.broker, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, **options)
 
 
-def _is_redis(settings: Settings) -> bool:
-    return settings.broker.startswith(("redis://", "rediss://"))
-
-
 def publisher(settings: Settings) -> Meter | None:
     """What a producer counts with, to be closed at its end; None where the broker keeps no counts, being no Redis."""
-    return Meter(partial(open_client, settings), settings.key_prefix) if _is_redis(settings) else None
+    return Meter(partial(open_client, settings), settings.key_prefix) if settings.on_redis else None
 
 
 def stamp(meter: Meter) -> None:
@@ -345,7 +341,7 @@ def connect(settings: Settings, mark: Mark | None = None, *, every_s: float = FL
 
     What comes back puts the counting around a job's function, outside of `mark`, the marks of `hooks.connect`.
     """
-    if not _is_redis(settings):
+    if not settings.on_redis:
         logger.warning("no metrics: the broker is no Redis, which would keep them")
         return mark
     client, prefix = partial(open_client, settings), settings.key_prefix

@@ -9,32 +9,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tasks import knobs as rows
 from tasks.codecs import CODECS
+from tasks.knobs import KNOBS, Knob, turned
 
 ENV_PREFIX = "SIDESTEP_"
+
+REDIS, AMQP = ("redis", "rediss"), ("amqp", "amqps")
+"""Schemes of the URLs of brokers."""
+
+PRESETS: dict[str, dict[str, Any]] = {name: rows.configuration(turned(name)) for name in rows.PRESETS}
+"""What each preset of `tasks.knobs` sets in an app; what has no setting is in `tasks.knobs.options`."""
 
 
 class SettingsError(ValueError):
     """A setting cannot be used; the message says which, why, and what to do."""
-
-
-# How Celery is configured; a row is what differs from Celery's own defaults.
-PRESETS: dict[str, dict[str, Any]] = {
-    # What a new project gets, but for results: Sidestep's marks replace them.
-    "default": {},
-    # At most once, large prefetch: what speed alone would choose.
-    "fast": {
-        "worker_prefetch_multiplier": 64,
-        "broker_transport_options": {"ack_emulation": False},
-    },
-    # At least once: a job is acknowledged when it has ended, and a dead child's job goes back to the queue.
-    "lossless": {
-        "task_acks_late": True,
-        "task_reject_on_worker_lost": True,
-        "worker_prefetch_multiplier": 1,
-        "broker_transport_options": {"socket_timeout": 30, "socket_keepalive": True},
-    },
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +33,13 @@ class Settings:
     broker: str = field(default="redis://127.0.0.1:6379/0", repr=False)  # may hold a password
     """URL of the broker."""
     key_prefix: str = "sidestep:"
-    """Put before every key in Redis, so that runs and strangers stay apart: a queue of somebody else is never eaten."""
+    """Put before every key in Redis, so that runs and strangers stay apart: a queue of somebody else is never eaten.
+    A RabbitMQ has virtual hosts for that: name one of your own in the URL."""
     queue: str = "jobs"
     preset: str = "default"
+    """A name in `tasks.knobs.PRESETS`, and in PRESETS."""
+    knobs: str = ""
+    """Names in `tasks.knobs.KNOBS` with commas between them, to be turned besides those of the preset."""
     prefetch: int | None = None
     """Prefetch multiplier: jobs fetched ahead, per slot. None leaves it to the preset."""
     acks_late: bool | None = None
@@ -70,6 +63,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise SettingsError(f"preset {self.preset!r} is unknown; choose one of: {', '.join(PRESETS)}")
+        if unknown := [name for name in _names(self.knobs) if name not in KNOBS]:
+            raise SettingsError(f"knob {unknown[0]!r} is unknown; choose of: {', '.join(KNOBS)}")
         if self.codec not in CODECS:
             raise SettingsError(f"codec {self.codec!r} is unknown; choose one of: {', '.join(CODECS)}")
         if why := CODECS[self.codec].missing:
@@ -79,9 +74,16 @@ class Settings:
             _ = urlsplit(self.broker).port
         except ValueError:
             scheme = ""
-        if scheme not in {"redis", "rediss"}:
+        if scheme not in {*REDIS, *AMQP}:
             # The URL itself stays out of the message: it may hold a password.
-            raise SettingsError("the broker URL must look like redis://[:password@]host:port/db (or rediss://)")
+            raise SettingsError(
+                "the broker URL must look like redis://[:password@]host:port/db (or rediss://), "
+                "or amqp://[user:password@]host:port/vhost (or amqps://)"
+            )
+        if self.results is not None and scheme in AMQP:
+            raise SettingsError("results are kept in a Redis, and the broker is none; leave SIDESTEP_RESULTS out")
+        if scheme in AMQP and (of_redis := [knob.name for knob in self.turned if knob.redis_only]):
+            raise SettingsError(f"knob {of_redis[0]!r} is for Redis, and the broker is none; choose another preset")
         if not self.key_prefix:
             raise SettingsError("key_prefix must not be empty: it keeps our queues apart from everybody else's")
         if self.prefetch is not None and self.prefetch < 0:
@@ -89,10 +91,29 @@ class Settings:
         if self.switch_interval_s is not None and not 0 < self.switch_interval_s <= 1:
             raise SettingsError(f"switch_interval_s must be above 0 and at most 1 second, not {self.switch_interval_s}")
 
+    @property
+    def turned(self) -> tuple[Knob, ...]:
+        """Every knob that the preset turns, and those named beside it."""
+        return turned(self.preset, _names(self.knobs))
+
+    @property
+    def worker_options(self) -> tuple[str, ...]:
+        """What `celery worker` must be told on its command line for what is turned and has no setting."""
+        return rows.options(self.turned)
+
+    @property
+    def on_redis(self) -> bool:
+        """Whether the broker is a Redis: templates, dead letters, metrics and results are for it alone."""
+        return urlsplit(self.broker).scheme in REDIS
+
     def to_env(self) -> dict[str, str]:
         """The environment variables from which `from_env` makes these settings again."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {ENV_PREFIX + name.upper(): _spell(value) for name, value in values.items() if value is not None}
+
+
+def _names(knobs: str) -> list[str]:
+    return [name for one in knobs.split(",") if (name := one.strip())]
 
 
 def _spell(value: object) -> str:

@@ -52,6 +52,8 @@ STEP_S = 0.0001
 """What each part of a job's way takes beside that."""
 PIPE_S = 0.0003
 """Into a process of its own."""
+TELLING_S, TELLING_ALONE_S, LISTENING_S = 0.00005, 0.0003, 0.0004
+"""To send a job's events together with those of others, or each by itself as green workers do, and to hear them."""
 AHEAD = 4
 """Jobs that a worker fetches ahead, per slot, unless told otherwise: Celery's own multiplier."""
 
@@ -79,7 +81,7 @@ def simulate(
     rng = random.Random(f"{seed} {trial!r}")  # the text, for hash() differs from process to process
     block = random.Random(f"{seed} {trial.experiment} {trial.repeat}").lognormvariate(0, block_noise)
     pace = block * rng.lognormvariate(0, run_noise)
-    own_s = (QUEUE_S if setup.queued else BARE_S) + (mark_s if setup.marks else 0.0)
+    own_s = (QUEUE_S if setup.queued else BARE_S) + (mark_s if setup.marks else 0.0) + _telling_s(setup)
     way_s = {name: seconds * pace for name, seconds in _way_s(setup).items()}
     if setup.queued and not setup.steps:
         own_s += 6 * setup.payload_bytes * BYTE_S
@@ -166,6 +168,13 @@ def _steps(setup: Setup, sent: Nanoseconds, started: Nanoseconds, ended: Nanosec
     )
 
 
+def _telling_s(setup: Setup) -> float:
+    """What a job's events cost its worker."""
+    if setup.events == "off":
+        return 0.0
+    return TELLING_ALONE_S if POOLS[setup.pool].green else TELLING_S
+
+
 def _apart(setup: Setup) -> Setup:
     """The worker that serves what runs beside the setup's own jobs, as a setup of its own."""
     assert setup.apart
@@ -248,7 +257,9 @@ class _Station:
         self._green = setup.queued and POOLS[setup.pool].green
         self._alone = self._green or (gil and not self._parallel)
         # Empty where every slot has a processor: nobody waits for one.
-        self._processors = [0.0] * cores if setup.nodes * slots > cores else []
+        self._processors = [0.0] * cores if setup.nodes * slots > cores and setup.cpus is None else []
+        # A machine with a share of a core has it to itself, and takes so much longer.
+        self._stretch = 1 / (setup.cpus or 1)
         self._nodes = [_Node(number, [(0.0, slot) for slot in range(slots)]) for number in range(setup.nodes)]
         self._ahead: int | None = None
         if setup.queued and setup.disable_prefetch:
@@ -270,12 +281,12 @@ class _Station:
         alone_s = inside_s + outside_s if self._green else inside_s if self._alone else 0.0
         beside_s = inside_s + outside_s - alone_s
         if alone_s:
-            at = node.gil_s = max(at, node.gil_s) + alone_s
+            at = node.gil_s = max(at, node.gil_s) + alone_s * self._stretch
         if beside_s and self._processors:
             at = max(at, heapq.heappop(self._processors)) + beside_s
             heapq.heappush(self._processors, at)
         else:
-            at += beside_s
+            at += beside_s * self._stretch
         ended = at + waits_s
         heapq.heappush(node.slots, (ended, slot))
         bisect.insort(node.left_s, ended if self._late else started)
@@ -319,6 +330,8 @@ def _run(trial: Trial, rows: list[tuple[float, ...]], *, gil: bool, way_s: dict[
             drained_s=drained_s,
             gil_enabled=gil,
             python="3.13.5" if gil else "3.13.5t",
+            watcher_cpu_s=n * LISTENING_S if setup.events == "flower" else None,
+            watcher_ends=n if setup.events == "flower" else None,
         ),
         steps=_steps(setup, sent, started, ended, way_s) if way_s else None,
     )

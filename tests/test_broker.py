@@ -83,6 +83,7 @@ def test_only_our_own_keys_are_removed(children):
     [
         ("redis://:hunter2@127.0.0.1:1/0", "no broker answers at redis://127.0.0.1:1/0"),
         ("http://:hunter2@127.0.0.1/", "must look like redis://"),
+        ("amqp://me:hunter2@127.0.0.1/v", "measuring needs a Redis or Valkey"),
         ("redis://:hunter2@127.0.0.1:port/", "must look like redis://"),
     ],
 )

@@ -7,15 +7,20 @@ import pytest
 
 from lab.checks import (
     CHECKS,
+    deaf_watcher,
     faults,
     gil_came_back,
     impossible_times,
     incomplete_ledger,
     late_producer,
+    machine_left,
     noisy_machine,
+    quota_not_kept,
     steps_do_not_add_up,
+    unsure_clocks,
+    unsure_waits,
 )
-from lab.model import SAMPLE_COLUMNS, STEP_COLUMNS, FrozenArgs, Ledger, Load, Run, Samples, Setup, Steps, Trial
+from lab.model import SAMPLE_COLUMNS, STEP_COLUMNS, Change, FrozenArgs, Ledger, Load, Run, Samples, Setup, Steps, Trial
 from producer.pacers import Burst, Closed, Constant
 from producer.payloads import Payload
 from tests.fakes import SETUP, make_resources, make_run, make_samples
@@ -85,6 +90,11 @@ def replace_setup(run: Run, **changes: object) -> Run:
 
 def machine(wall_s: float = 10.0, *, others_cpu_s: float | None = 0.0, steal_s: float | None = 0.0) -> Run:
     return make_run(resources=make_resources(wall_s=wall_s, others_cpu_s=others_cpu_s, steal_s=steal_s))
+
+
+def listening(heard: int | None) -> Run:
+    """Four jobs that were done, and how many of them Flower heard of."""
+    return make_run(setup=replace(SETUP, events="flower"), resources=replace(make_resources(), watcher_ends=heard))
 
 
 ALL_FINE = ledger()
@@ -195,6 +205,13 @@ CASES = {
         # Whoever installs other packages wants to see what they do
         replace_setup(interpreter("3.14.0t", gil_enabled=True, gil=(1, 1)), packages=("hiredis==3.5.0",)),
     ),
+    "a Flower that missed a job": Case(deaf_watcher, listening(3), "3 of 4 jobs", listening(4)),
+    "a Flower that heard nothing": Case(
+        deaf_watcher,
+        replace_setup(listening(None), events="flower"),
+        "0 of 4 jobs",
+        replace_setup(listening(None), events="on"),
+    ),
     "a GIL during one job": Case(
         gil_came_back,
         interpreter("3.14.0t", gil=(0, 1)),
@@ -202,6 +219,60 @@ CASES = {
         interpreter("3.14.0", gil_enabled=True, gil=(1, 1)),
     ),
 }
+
+
+SIMULATED = replace(SETUP, arena="compose", cpus=0.2, nodes=4)
+ATTACHED = replace(SETUP, arena="attached", nodes=2, pacer=Burst(2))
+
+
+def on_machines(bound_ms: float, *, ended_ms: float = 100, started_ms: float = 100, wall_s: float = 10.0) -> Run:
+    """Two jobs on a machine whose clock is known to so much."""
+    samples = make_samples(
+        due_ns=[0, 0],
+        sent_ns=[0, 0],
+        received_ns=[0, 0],
+        started_ns=[round(started_ms * MS)] * 2,
+        ended_ns=[round(ended_ms * MS)] * 2,
+    )
+    there = {"machine": "celery@there", "clock_bound_ns": round(bound_ms * MS)}
+    return replace(make_run(setup=ATTACHED, samples=samples, wall_s=wall_s), processes=({"machine": "here"}, there))
+
+
+def left(machine: str, *, joined: bool = False, worked: bool = True) -> Run:
+    return replace(on_machines(0), changes=(Change(1.5, machine, joined=joined, worked=worked),))
+
+
+CASES |= {
+    "a clock that is known too little for the run": Case(
+        unsure_clocks, on_machines(2.6, wall_s=0.25), "2.60 ms only", on_machines(2.4, wall_s=0.25)
+    ),
+    "a clock that is known too little for the latency": Case(
+        unsure_waits, on_machines(11), "the median latency is 100.00 ms", on_machines(9)
+    ),
+    "a clock that is known too little for the wait": Case(
+        unsure_waits, on_machines(3, started_ms=20), "the median wait is 20.00 ms", on_machines(1, started_ms=20)
+    ),
+    "a machine that left": Case(machine_left, left("celery@there"), "left 1.5 s", left("late", joined=True)),
+    "a machine that left and had nothing to do": Case(
+        machine_left, left("celery@there"), "celery@there", left("celery@there", worked=False)
+    ),
+    "a quota that is not kept": Case(
+        quota_not_kept,
+        make_run(setup=SIMULATED, resources=replace(make_resources(wall_s=10), worker_cpu_s=10.0)),
+        "used 0.25 of a core",
+        make_run(setup=SIMULATED, resources=replace(make_resources(wall_s=10), worker_cpu_s=8.5)),
+    ),
+}
+
+
+@pytest.mark.parametrize("bound_ms", [0.0, 2.0])
+def test_times_of_two_machines_may_run_back_by_what_is_not_known_of_their_clocks(bound_ms: float):
+    # Given jobs that started 1 ms before they were sent, by the clock of another machine
+    run = on_machines(bound_ms)
+    run = replace(run, samples=replace(run.samples, sent_ns=run.samples.started_ns + MS))
+    # Then that is impossible only where the clock is known better than that
+    found = {fault.check for fault in faults(run)}
+    assert ("impossible_times" in found) is (bound_ms < 1)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

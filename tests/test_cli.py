@@ -105,6 +105,21 @@ def test_plan_runs_nothing_and_tells_how_long():
     assert planned["expected_s"] > 0
 
 
+def test_a_quick_look_at_all_leaves_out_what_it_cannot_decide_unless_that_is_named():
+    def planned(*args):
+        done = sidestep("plan", "--all", "--repeats", "2", "--json", *args)
+        return {trial["experiment"] for trial in json.loads(done.stdout)["trials"]}, done.stderr
+
+    skipped = {name for name, experiment in EXPERIMENTS.items() if experiment.not_in_a_look}
+    whole, said = planned()
+    assert said == ""
+    assert "observer-cost" in skipped & whole
+    look, said = planned("--quick")
+    assert look == whole - skipped
+    assert {line.split(": ")[2] for line in said.splitlines()} == skipped
+    assert "observer-cost" in planned("--quick", "observer-cost")[0]
+
+
 def test_doctor_looks_at_everything():
     seen = json.loads(sidestep("doctor", "--json").stdout)["diagnoses"]
     looked_at = {d["what"] for d in seen}
@@ -286,7 +301,8 @@ def ended(path):
         (["--rate", "-1"], "--rate must be a number above 0"),
         (["--arg", "=3"], "is not an argument"),
         (["--job", "snooze"], "set them with --arg"),
-        (["--broker", "amqp://x"], "redis://"),
+        (["--broker", "http://x"], "redis://"),
+        (["--broker", "amqp://127.0.0.1:1/v", "--for", "1s"], "the broker does not answer"),
         (["--codec", "jsn"], "did you mean 'json'?"),
         (["--compression", "zst"], "did you mean 'zstd'?"),
         (["--job", "echo", "--payload", "recods:1kB"], "did you mean 'records'?"),

@@ -44,6 +44,7 @@ ARGS = {
     "ask": {"key": 7},
     "mixed": {"loops": 1001, "io_ms": 1},
     "echo": {"payload": {"text": "ä", "list": [1, 2.5, None]}},
+    "flaky": {"failures": 2},
 }
 NETWORK = {"fetch", "ask"}
 MEASURING = {"tally", "deliver", "transcode"}
@@ -133,7 +134,13 @@ def test_more_of_a_job_that_scales_is_more_work():
 
 
 def test_jobs_that_wait_say_so():
-    assert {name for name, job in JOBS.items() if job.nature is Nature.WAITS} == {"snooze", "fetch", "ask", "naps"}
+    assert {name for name, job in JOBS.items() if job.nature is Nature.WAITS} == {
+        "snooze",
+        "fetch",
+        "ask",
+        "naps",
+        "flaky",
+    }
     releasing = {"digest", "squeeze", "blend", "sine"}
     assert {name for name, job in JOBS.items() if job.nature is Nature.RELEASES_GIL} == releasing
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.app import make_app
 from tasks.settings import ENV_PREFIX, PRESETS, Settings, SettingsError, from_env
 
 PASSWORD = "hunter2"
@@ -60,7 +61,7 @@ def test_a_flag_may_be_spelled_in_the_usual_ways(text: str, meant: bool):
         ("SIDESTEP_SWITCH_INTERVAL_S", "nan", "switch_interval_s"),
         ("SIDESTEP_SWITCH_INTERVAL_S", "2", "switch_interval_s"),
         ("SIDESTEP_PRESET", "turbo\nmode", "preset"),
-        ("SIDESTEP_BROKER", "amqp://host", "broker"),
+        ("SIDESTEP_BROKER", "kafka://host", "broker"),
         ("SIDESTEP_BROKER", "localhost:6379", "broker"),
         ("SIDESTEP_BROKER", "redis://host:port/0", "broker"),
         ("SIDESTEP_BROKER", "redis://[::1/0", "broker"),
@@ -80,7 +81,7 @@ def test_an_unknown_preset_is_told_which_there_are():
 @pytest.mark.parametrize(
     "url",
     [
-        f"amqp://user:{PASSWORD}@host",
+        f"kafka://user:{PASSWORD}@host",
         f"redis://:{PASSWORD}@host:port/0",
         f"redis://host:{PASSWORD}/0",
         f"redis://:{PASSWORD}@[::1/0",
@@ -106,3 +107,22 @@ def test_another_bad_variable_does_not_tell_the_password(other: dict[str, str]):
     with pytest.raises(SettingsError) as refusal:
         from_env({"SIDESTEP_BROKER": f"redis://:{PASSWORD}@host/0", **other})
     assert PASSWORD not in str(refusal.value)
+
+
+def test_results_are_for_a_redis_alone():
+    assert Settings(broker="redis://host", results=True).on_redis
+    assert not Settings(broker="amqps://host/v").on_redis
+    with pytest.raises(SettingsError, match="results are kept in a Redis"):
+        Settings(broker=f"amqp://user:{PASSWORD}@host", results=True)
+
+
+def test_a_rabbitmq_is_asked_for_none_of_the_options_of_a_redis():
+    app = make_app(Settings(broker="amqp://host/v", preset="lossless"))
+    assert app.conf.broker_transport_options == {}
+    assert app.conf.task_acks_late
+    assert app.connection_for_write().transport.driver_type == "amqp"
+
+
+def test_a_rabbitmq_survives_the_environment_too():
+    told = Settings(broker="amqp://me:p@host/v", preset="lossless", acks_late=True)
+    assert from_env(told.to_env()) == told

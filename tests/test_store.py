@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from experiments import EXPERIMENTS
 from lab.checks import faults
-from lab.model import SAMPLE_COLUMNS, STEP_COLUMNS, BadInput, FrozenArgs, LabError, Ledger, Load, Run, Suite
+from lab.model import SAMPLE_COLUMNS, STEP_COLUMNS, BadInput, Change, FrozenArgs, LabError, Ledger, Load, Run, Suite
 from lab.model import Steps as JobSteps
 from lab.store import FILE, PACKED, SCHEMA, SINCE_2, SuiteFile, decode, encode, load
 from lab.verdict import judge_all
@@ -144,6 +144,10 @@ def test_every_part_of_a_suite_survives_the_disk(tmp_path: Path):
         results="bulk",
         rtt_ms=0.5,
         steps=True,
+        events="flower",
+        knobs=("one-client", "events"),
+        arena="attached",
+        cpus=0.5,
     )
     defaults = {f.name: f.default for f in dataclasses.fields(setup) if f.default is not dataclasses.MISSING}
     assert [name for name, default in defaults.items() if getattr(setup, name) == default] == ["pool"]
@@ -166,6 +170,7 @@ def test_every_part_of_a_suite_survives_the_disk(tmp_path: Path):
         retakes=2,
         last_words="it fell · ½",
         steps=JobSteps(*(np.array([at, 2**40 + at]) for at in range(len(STEP_COLUMNS)))),
+        changes=(Change(0.5, "celery@there", joined=True, worked=False),),
     )
     run = replace(run, faults=faults(run))  # such steps do not add up, and whoever reads them finds that again
     suite = make_suite(run, make_run(repeat=7))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import psutil
 
 from lab.arenas.arena import await_ready
+from lab.arenas.flower import Flower
 from lab.children import Children, kill, last_words, tree
 from lab.model import Setup
 from tasks.codecs import CODECS
@@ -24,7 +26,11 @@ QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
 class CeleryWorkers:
-    """`nodes` workers of one setup, ready when this returns. Raises LabError when one does not come up."""
+    """`nodes` workers of one setup, ready when this returns. Raises LabError when one does not come up.
+
+    `extra` are their options beside those of the setup; None are the lab's usual ones. A Flower is up too, where
+    the setup asks for one.
+    """
 
     def __init__(
         self,
@@ -34,16 +40,26 @@ class CeleryWorkers:
         python: str,
         settings: Settings,
         directory: Path,
-        extra: tuple[str, ...] = QUIET,
+        extra: tuple[str, ...] | None = None,
     ) -> None:
         self._workers: list[subprocess.Popen[Any]] = []
         self._logs: list[Path] = []
         self.about: dict[str, Any] = {}
-        begun = time.monotonic()
+        self.flower: Flower | None = None
+        if extra is None:
+            # A setup that names knobs is about the worker that Celery starts unasked.
+            extra = QUIET if setup.knobs is None else ()
+        extra = (*extra, *settings.worker_options)
         try:
+            if setup.events == "flower":
+                # It takes longer to come up than a worker.
+                self.flower = Flower(children, python=sys.executable, settings=settings, directory=directory)
+            begun = time.monotonic()
             fleet = [(setup.pool, setup.concurrency, settings.queue)] * setup.nodes
             if setup.apart:
                 fleet.append((setup.apart, setup.apart_concurrency, APART_QUEUE))
+            if setup.events != "off":
+                extra = (*extra, "-E")
             if setup.disable_prefetch:
                 extra = (*extra, "--disable-prefetch")
             pending = [
@@ -55,10 +71,12 @@ class CeleryWorkers:
                     self.about = await_ready(fd, worker, log, f"worker {setup.label!r}")
                 finally:
                     os.close(fd)
+            self.boot_s = time.monotonic() - begun
+            if self.flower:
+                self.flower.await_up()
         except BaseException:
             self.close()
             raise
-        self.boot_s = time.monotonic() - begun
 
     def _start(
         self,
@@ -107,3 +125,5 @@ class CeleryWorkers:
         """End the workers at once: a drained worker holds nothing, and its marks are in mapped files."""
         for worker in self._workers:
             kill(worker)
+        if self.flower:
+            self.flower.close()

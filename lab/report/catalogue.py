@@ -25,6 +25,7 @@ from lab.model import (
     Verdict,
 )
 from lab.report import figures, words
+from lab.report.caveats import simulated
 from lab.report.explain import explanation
 from lab.report.groups import Group, groups
 from lab.report.loads import beside, load, messages, work
@@ -230,6 +231,8 @@ def _notes(experiment: Experiment, setups: Sequence[Setup], cores: int) -> Itera
             "*rtt* is what a relay before the broker adds to the way there and back; *rtt 0 ms* is the relay alone, "
             "*no relay* a direct connection."
         )
+    for said in dict.fromkeys(simulated(setup) for setup in setups if setup.arena == "compose"):
+        yield f"{said[:1].upper()}{said[1:]}"
     if any(setup.apart for setup in setups):
         yield "A `+` stands before a second worker or executor, which takes the jobs that run beside."
     if any(value is UP_TO_CORES for arms in experiment.arms for values in arms.vary.values() for value in values):

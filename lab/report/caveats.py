@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from lab.model import Experiment, Finding, Run, Suite, Verdict
+from lab.checks import clock_bound_s
+from lab.model import Experiment, Finding, Run, Setup, Suite, Verdict
 from lab.report.groups import groups
-from lab.report.units import plural, repeats
+from lab.report.units import number, plural, repeats
 
 
 def runs_of(suite: Suite, experiment: str) -> list[Run]:
@@ -42,6 +43,7 @@ def caveats(suite: Suite, experiments: Iterable[Experiment]) -> Iterator[str]:
         return
     for name, experiment in shown(suite, experiments):
         yield from _interrupted(suite, name, experiment)
+    yield from _machines(suite)
     if suite.left_out:
         yield f"{plural(len(suite.left_out), 'setup')} could not run here: see “Left out”."
     retaken = sum(run.retakes for run in suite.runs)
@@ -51,6 +53,35 @@ def caveats(suite: Suite, experiments: Iterable[Experiment]) -> Iterator[str]:
     faulty = sum(bool(run.faults) for run in suite.runs)
     if faulty:
         yield f"{faulty} of {plural(len(suite.runs), 'run')} had faults; claims that use them are invalid."
+
+
+def simulated(setup: Setup) -> str:
+    """What stands for machines where they are simulated, and what is not simulated."""
+    return (
+        f"simulated machines: each is a container with {setup.cpus or 1:g} of a core of one machine. Not simulated: "
+        "the network between machines, their disks, and clocks of their own."
+    )
+
+
+def _machines(suite: Suite) -> Iterator[str]:
+    """That machines were simulated, how well clocks were known, and who came and left."""
+    yield from dict.fromkeys(simulated(r.trial.setup) for r in suite.runs if r.trial.setup.arena == "compose")
+    bounds = [clock_bound_s(run) for run in suite.runs if run.trial.setup.arena == "attached"]
+    if bounds:
+        known = f"are known to {number(max(bounds) * 1e3)} ms or better" if max(bounds) else "are this machine's own"
+        yield (
+            f"attached machines: their clocks {known}. Their workers were not started afresh for each run, and nothing "
+            "is known of what else the machines did."
+        )
+    for run in suite.runs:
+        for change in run.changes:
+            what = "joined" if change.joined else "left"
+            when = f"{number(abs(change.at_s))} s {'before' if change.at_s < 0 else 'after'} the first job was due"
+            later = "" if change.worked or not change.joined else "; it takes part from the next run on"
+            yield (
+                f"{run.trial.experiment}, repeat {run.trial.repeat + 1}, {run.trial.setup.label}: machine "
+                f"{change.machine} {what} {when}{later}."
+            )
 
 
 def _interrupted(suite: Suite, name: str, experiment: Experiment | None) -> Iterator[str]:

@@ -35,6 +35,7 @@ PLOT_PX, PLOT_WIDE_PX, BOTTOM_PX = 210, 330, 44
 
 FIELDS: Mapping[str, frozenset[str]] = {
     "slots": frozenset({"concurrency", "nodes"}),
+    "machines": frozenset({"concurrency", "nodes", "pacer"}),
     "work_ms": frozenset({"args"}),
     "outside_share": frozenset({"args"}),
     "switch_interval_ms": frozenset({"switch_interval_s"}),
@@ -87,7 +88,7 @@ def lines(curve: Curve, runs: Sequence[Run]) -> list[Line]:
         x = _x(curve, run)
         value = measure(run) * scale
         if curve.to:
-            below = divisors.get((run.trial.repeat, x), [])
+            below = divisors.get((run.trial.repeat, 0.0 if curve.to_one else x), [])
             value /= math.fsum(below) / len(below) if below and all(v > 0 for v in below) else math.nan
         if math.isfinite(value):
             found.setdefault(names[repr(run.trial.setup)], {}).setdefault(x, []).append((run, value))
@@ -133,7 +134,7 @@ def _by_place(
 ) -> dict[tuple[int, float], list[float]]:
     found: dict[tuple[int, float], list[float]] = {}
     for run in runs:
-        found.setdefault((run.trial.repeat, _x(curve, run)), []).append(measure(run))
+        found.setdefault((run.trial.repeat, 0.0 if curve.to_one else _x(curve, run)), []).append(measure(run))
     return found
 
 

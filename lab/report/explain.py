@@ -20,7 +20,8 @@ def explanation(experiment: Experiment, claim: Claim) -> dict[str, str]:
             f"`sidestep plan {experiment.name}` shows the trials."
         ),
         "what would refute it": f"the whole interval {opposite}",
-        "needs": f"{claim.needs_cores} cores" if claim.needs_cores > 1 else "one core",
+        "needs": (f"{claim.needs_cores} cores" if claim.needs_cores > 1 else "one core")
+        + (" and a Docker engine, or machines of yours that listen" if experiment.base.arena == "compose" else ""),
         "what to do about it": claim.advice,
     }
 

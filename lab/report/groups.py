@@ -20,7 +20,7 @@ from lab.axes import (
     work_ms,
     work_ms_of,
 )
-from lab.model import Estimate, FrozenArgs, Load, Run, Samples, Seconds, Setup
+from lab.model import EVENTS, Estimate, FrozenArgs, Load, Run, Samples, Seconds, Setup
 from lab.report.loads import BARE_ARGUMENTS, MESSAGES, VIA, load, size, work
 from lab.stats import drain_hz, mean_of_logs, throughput_hz
 from producer.payloads import Args, Payload, Referred, Text
@@ -86,6 +86,7 @@ def _rank(setup: Setup) -> tuple[object, ...]:
         setup.pool,
         setup.slots,
         *(axis(setup) for axis in (work_ms, outside_share, size_bytes, handovers, hogs, rtt_ms)),
+        EVENTS.index(setup.events) if setup.events in EVENTS else len(EVENTS),
     )
 
 
@@ -154,6 +155,16 @@ def _message(name: str) -> Callable[[Run], str]:
     return lambda run: MESSAGES[name](getattr(run.trial.setup, name))
 
 
+def _events(how: str) -> str:
+    return "events on, Flower listens" if how == "flower" else f"events {how}"
+
+
+def _knobs(names: tuple[str, ...] | None) -> str:
+    if names is None:
+        return "the lab's worker"
+    return ", ".join(names) or "nothing turned"
+
+
 EXTRAS: Mapping[str, Callable[[Run], str]] = {
     "job": lambda run: run.trial.setup.job,
     "codec": lambda run: _codec(run.trial.setup),
@@ -163,6 +174,8 @@ EXTRAS: Mapping[str, Callable[[Run], str]] = {
     "via": lambda run: VIA.get(str(run.trial.setup.via), str(run.trial.setup.via)),
     **{name: _message(name) for name in ("results", "rtt_ms", "argsrepr", "base64")},
     "marks": lambda run: "marks on" if run.trial.setup.marks else "marks off",
+    "events": lambda run: _events(run.trial.setup.events),
+    "knobs": lambda run: _knobs(run.trial.setup.knobs),
     "nodes": lambda run: f"{run.trial.setup.nodes} nodes",
     "preset": lambda run: f"preset {run.trial.setup.preset}",
     "prefetch": lambda run: _or_usual("prefetch", run.trial.setup.prefetch),

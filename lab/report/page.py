@@ -156,7 +156,8 @@ def evidence(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Ex
             yield from map(table, gallery.tables(asked, runs))
             yield from (table(made) for make in TABLES if (made := make(arms)))
             cores = int(suite.environment.get("cores", 1))
-            for law in laws(experiment.claims if experiment else (), runs, cores=cores):
+            claims, others = (experiment.claims, experiment.laws) if experiment else ((), ())
+            for law in laws(claims, runs, cores=cores, others=others):
                 yield paragraph(law) if isinstance(law, str) else table(law)
         yield "</section>"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from lab.model import Claim, Run, ScalingLaw
+from lab.model import Claim, Run, ScalingLaw, Selector, Setup
 from lab.report import words
 from lab.report.tables import Column, Table
 from lab.report.units import TO, number, plural, sure
@@ -15,23 +15,48 @@ from lab.usl import LOADS, Usl, fit
 TITLE = "Universal Scalability Law"
 
 
-def laws(claims: Sequence[Claim], runs: Sequence[Run], *, cores: int) -> Iterator[Table | str]:
-    """For each claim about the law its table, or one sentence where too few loads lie within the cores."""
+def laws(
+    claims: Sequence[Claim], runs: Sequence[Run], *, cores: int, others: Sequence[Selector] = ()
+) -> Iterator[Table | str]:
+    """For each claim about the law its table, or one sentence where too few loads lie within the cores.
+
+    `others` are setups that are held against the law without any claim.
+    """
     for claim in claims:
         if isinstance(claim.measure, ScalingLaw):
             yield law(claim.measure, runs, cores=cores)
+    for where in others:
+        yield law(ScalingLaw(where), runs, cores=cores)
+
+
+def number_of(setup: Setup) -> int:
+    """The law's n: machines where there are several, else slots."""
+    return setup.slots if setup.arena == "local" else setup.nodes
+
+
+def has_room(setup: Setup, *, cores: int) -> bool:
+    """Whether nobody waits for a core: beyond them the law would take that for contention."""
+    match setup.arena:
+        case "local":
+            return setup.slots <= cores
+        case "compose":
+            return setup.nodes * (setup.cpus or 1) <= cores
+    return True  # attached machines bring their own cores
 
 
 def law(measure: ScalingLaw, runs: Sequence[Run], *, cores: int) -> Table | str:
     """The coefficients, fitted inside each repeat through the loads that the machine has cores for."""
     repeats: dict[int, dict[int, float]] = {}
     for run in runs:
-        # Beyond the cores slots wait for each other, which the law would take for contention.
-        if matches(run, measure.of) and run.trial.setup.slots <= cores and throughput_hz(run) > 0:
-            repeats.setdefault(run.trial.repeat, {})[run.trial.setup.slots] = throughput_hz(run)
+        setup = run.trial.setup
+        if matches(run, measure.of) and has_room(setup, cores=cores) and throughput_hz(run) > 0:
+            repeats.setdefault(run.trial.repeat, {})[number_of(setup)] = throughput_hz(run)
     fits = [fit(points) for _, points in sorted(repeats.items()) if len(points) >= LOADS]
     if not fits:
         loads = len({slots for points in repeats.values() for slots in points})
+        if any(run.trial.setup.arena != "local" for run in runs):
+            measured = f"{plural(loads, 'number')} of machines {'was' if loads == 1 else 'were'} measured"
+            return f"{TITLE}, {words.selected(measure.of)}: {measured}, and {LOADS} are needed."
         within = f"{plural(loads, 'load')} {'lies' if loads == 1 else 'lie'} within this machine's"
         return f"{TITLE}: {within} {plural(cores, 'core')}; {LOADS} are needed; nothing is said beyond the cores."
     return Table(f"{TITLE}: {words.selected(measure.of)}", COLUMNS, _rows(fits), NOTES)

@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from typing import Any
+
+import numpy as np
 
 from lab.axes import codec, compression, shape, size_bytes
 from lab.bill import (
@@ -26,7 +29,14 @@ from lab.report.groups import Group, rate_hz
 from lab.report.loads import offered_hz
 from lab.report.speedup import busy_share, computing_s, service_s, speedups, stalled_s
 from lab.report.units import MIB, NONE, TIMES, TO, number, spread, sure
-from lab.stats import beside_hz, latency_p50_s, pss_bytes_per_slot, quantile, worker_cpu_s_per_job
+from lab.stats import (
+    beside_hz,
+    latency_p50_s,
+    pss_bytes_per_slot,
+    quantile,
+    watcher_cpu_s_per_job,
+    worker_cpu_s_per_job,
+)
 from producer.pacers import Burst, Closed
 from producer.payloads import Cycle
 from tasks.carriers import THINGS, Outcome, unpack
@@ -408,6 +418,32 @@ def cost(groups: Sequence[Group]) -> Table | None:
     return Table("What it cost", columns, rows, notes)
 
 
+def watching(groups: Sequence[Group]) -> Table | None:
+    """What it took to listen; None where nobody did."""
+    listened = [g for g in groups if g.values(watcher_cpu_s_per_job)]
+    if not listened:
+        return None
+    rows = tuple(
+        (
+            g.label,
+            *(sure(g.estimate(one), MS) for one in (watcher_cpu_s_per_job, worker_cpu_s_per_job)),
+            str(len(g.runs)),
+        )
+        for g in listened
+    )
+    columns = (
+        SETUP,
+        Column("CPU of Flower", "ms/job [95 %]"),
+        Column("CPU of the worker", "ms/job [95 %]"),
+        Column("n", "repeats"),
+    )
+    notes = (
+        "Flower is a neighbour: its CPU is no part of the worker's, and it shares the machine's cores with it. Counted "
+        "until it had worked through every event, which may be after the last job has ended.",
+    )
+    return Table("What it took to listen", columns, rows, notes)
+
+
 def broker(groups: Sequence[Group]) -> Table | None:
     """What the queue had to do for each job; None where there was none."""
     queued = [g for g in groups if g.setup.queued and any(run.resources.commands for run in g.runs)]
@@ -474,12 +510,54 @@ def timed(make: Make) -> Make:
     return chosen
 
 
+def machines(groups: Sequence[Group]) -> Table | None:
+    """How well the clock of each attached machine was known, and what it did; None where all ran on one machine."""
+    seen: dict[str, list[tuple[Mapping[str, Any], int]]] = {}
+    agents: dict[str, dict[int, float]] = {}
+    for run in (run for group in groups for run in group.runs):
+        for number_, process in enumerate(run.processes):
+            if "machine" in process:
+                jobs = int(np.sum(run.samples.worker == number_))
+                seen.setdefault(str(process["machine"]), []).append((process, jobs))
+                # One agent a machine, however many tapes its worker has.
+                agents.setdefault(str(process["machine"]), {})[id(run)] = float(process.get("agent_cpu_s", 0.0))
+    if not seen:
+        return None
+    rows = tuple(
+        (
+            name,
+            number(max(int(p.get("clock_bound_ns", 0)) for p, _ in said) / 1e6),
+            number(max((int(p.get("clock_drift_ns", 0)) for p, _ in said), key=abs) / 1e6),
+            str(sum(jobs for _, jobs in said)),
+            number(MS * sum(agents[name].values()) / max(1, sum(jobs for _, jobs in said))),
+            str(said[0][0].get("python", NONE)),
+        )
+        for name, said in sorted(seen.items())
+    )
+    columns = (
+        Column("machine"),
+        Column("clock known to", "ms, worst run"),
+        Column("clock drifted by", "ms, worst run"),
+        Column("jobs"),
+        Column("CPU of its agent", "ms/job"),
+        Column("Python", only_wide=True),
+    )
+    notes = (
+        "Each machine's clock is compared with the broker's before and after every run, and ours too; a moment on it "
+        "is known to the figure in the first column, either way. 0 is this very machine. The agent is the process "
+        "beside the worker that compares clocks and sends marks, ten times a second.",
+    )
+    return Table("Machines", columns, rows, notes)
+
+
 TABLES: tuple[Make, ...] = (
     arrivals,
     coding,
     *map(timed, (throughput, where_the_rest_went, service, beside, latency, cost)),
     messages,
+    watching,
     broker,
     collected,
+    machines,
     ledger,
 )

@@ -102,7 +102,8 @@ def evidence(suite: Suite, _: Sequence[Finding], experiments: Sequence[Experimen
                 yield from (_line(note, style="dim") for note in table.notes if note not in told)
                 told.update(table.notes)
         cores = int(suite.environment.get("cores", 1))
-        for law in laws(experiment.claims if experiment else (), doubts.runs_of(suite, name), cores=cores):
+        claims, others = (experiment.claims, experiment.laws) if experiment else ((), ())
+        for law in laws(claims, doubts.runs_of(suite, name), cores=cores, others=others):
             yield Text()
             if isinstance(law, str):
                 yield _line(law)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from lab.axes import shape, size_bytes
 from lab.bill import PART_NAMES
@@ -12,11 +13,13 @@ from lab.report.groups import Group, other_args
 from lab.report.loads import MESSAGES, VIA, beside, load, messages, size, work
 from lab.report.units import MIB
 from lab.stats import matches
+from producer.pacers import Pacer
 
 MEASURES = {
     "throughput_hz": "jobs per second",
     "drain_hz": "jobs per second, timed at the broker",
     "worker_cpu_s_per_job": "CPU time per job",
+    "watcher_cpu_s_per_job": "CPU time of Flower per job",
     "pss_bytes": "memory of the whole worker",
     "pss_bytes_per_slot": "memory per slot",
     "latency_p50_s": "median latency",
@@ -112,6 +115,7 @@ UNITS: Mapping[str, Unit] = {
     "throughput_hz": Unit("jobs/s"),
     "drain_hz": Unit("jobs/s"),
     "worker_cpu_s_per_job": MS,
+    "watcher_cpu_s_per_job": MS,
     "pss_bytes": Unit("MiB", 1 / MIB, "MiB"),
     "pss_bytes_per_slot": Unit("MiB", 1 / MIB, "MiB"),
     "latency_p50_s": MS,
@@ -164,6 +168,7 @@ class Axis:
 
 AXES: Mapping[str, Axis] = {
     "slots": Axis("slots (concurrency)", "slots"),
+    "machines": Axis("machines", "machines"),
     "work_ms": Axis("work of one job, ms of one core", "ms"),
     "outside_share": Axis("share p of the work outside the GIL", "outside"),
     "switch_interval_ms": Axis("switch interval, ms", "ms"),
@@ -187,6 +192,7 @@ NAMES: Mapping[str, str] = {
 PREDICTIONS: Mapping[str, str] = {
     "convoy_s": "each wait + a switch interval per thread",
     "amdahl": "Amdahl's law, 1 / ((1 \N{MINUS SIGN} p) + p / N)",
+    "linear": "each machine adds as much as the first",
     "gil_bound": "the GIL's own bound, 1 / (1 \N{MINUS SIGN} p) up to N",
 }
 """`lab.predictions.PREDICTIONS` in words."""
@@ -249,9 +255,13 @@ def _field(name: str, value: object) -> str:  # noqa: PLR0911  one a kind of val
         return f"payload {VIA.get(str(value), str(value))}"
     if name == "payload_bytes" and isinstance(value, int):
         return f"payload of {size(value)}"
+    if name == "pacer":
+        return load(cast("Pacer", value))
     if isinstance(value, bool):
         return f"{name} {'on' if value else 'off'}"
     match value:
+        case () if name == "knobs":
+            return "nothing turned"
         case () if name == "packages":
             return "the usual packages"
         case tuple():
