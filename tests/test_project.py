@@ -63,7 +63,14 @@ def test_ci_has_every_pool():
 
 
 def test_scripts_can_be_run():
-    for script in ("scripts/demo", "scripts/test", "scripts/catalogue", "scripts/scale-demo", "scripts/load-steady", ".ci/run"):
+    for script in (
+        "scripts/demo",
+        "scripts/test",
+        "scripts/catalogue",
+        "scripts/scale-demo",
+        "scripts/load-steady",
+        ".ci/run",
+    ):
         assert os.access(ROOT / script, os.X_OK), script
 
 

@@ -287,6 +287,7 @@ def test_each_measure_is_what_its_name_says():
         "lost_updates": 1 - 24 / (8 * (3 + 2)),
         "disorder": 0.0,
         "gil_on": 0.0,
+        "watcher_cpu_s_per_job": nan,  # nothing watches
     }
 
 
