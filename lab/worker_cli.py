@@ -16,13 +16,24 @@ from rich.console import Console
 from lab.broker import shown, users_broker
 from lab.children import ROOT
 from lab.model import BadInput
+from lab.processes import Family, family
 from lab.store import runs_home
 from tasks.pools import EVENTLET_WARNING_FILTER, POOLS
-from tasks.settings import BROKER_FILE, PRESETS, Settings, SettingsError, broker_url
+from tasks.settings import BROKER_FILE, PRESETS, TRANSPORTS, Settings, SettingsError, broker_url
 
 
-@click.command(
-    "worker", context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False
+# No -h: click would find it in Celery's -Pthreads too.
+@click.command("worker", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
+@click.option(
+    "--pool",
+    envvar="SIDESTEP_WORKER_POOL",
+    help="One of Celery's (also -P), or processes: see above.  [default: Celery's, prefork]",
+)
+@click.option(
+    "--transport",
+    envvar="SIDESTEP_TRANSPORT",
+    type=click.Choice(TRANSPORTS),
+    help="How it takes messages from a Redis: as kombu does, or as docs/transport.md says.  [default: stock]",
 )
 @click.option("--marks", type=click.Path(path_type=Path), help="Folder for the marks [default: a new one under runs].")
 @click.option("--broker", envvar="SIDESTEP_BROKER", help="URL of the broker that it listens on.")
@@ -41,12 +52,24 @@ def worker(
     broker_file: Path | None,
     force: bool,
     preset: str | None,
+    pool: str | None,
+    transport: str | None,
     celery_options: tuple[str, ...],
 ) -> NoReturn:
-    """A Celery worker of this app with marks on; takes every option of `celery worker`.
+    """A Celery worker of this app with marks on; takes every option of `celery worker`, whose --help names them.
 
     Run on each of several machines it makes them take part in `sidestep run machines --arena attached`.
+
+    `--pool processes -c N` starts N processes that fetch their jobs themselves, each a solo worker, where prefork has
+    one that fetches for N. A process that dies is started again, at once or after a wait that grows; all is given up
+    (exit status 2) if it dies five times in a row before it is up. SIGTERM and the first Ctrl-C let each finish its
+    job, SIGQUIT and the second make it let go of it, the third kills. `-n NAME@%h` calls them NAME-1@host, NAME-2@host
+    and so on. Refused is what only prefork can do: time limits, --max-...-per-child, --autoscale; and what each process
+    would do: --beat, --purge, --detach, --pidfile, --uid, --gid. More in docs/transport.md.
     """
+    if pool:
+        celery_options = (f"--pool={pool}", *celery_options)
+    processes = family(celery_options)
     url = _url(broker, broker_file)
     users_broker(url, force=force)  # one clear line now instead of endless retries later
     folder = (marks or runs_home() / f"marks-{datetime.now().astimezone():%Y%m%d-%H%M%S}").absolute()
@@ -61,16 +84,28 @@ def worker(
     if preset:
         environ["SIDESTEP_PRESET"] = preset
         celery_options = (*Settings(broker=url, preset=preset).worker_options, *celery_options)
+    if transport:
+        environ["SIDESTEP_TRANSPORT"] = Settings(broker=url, transport=transport).transport
     notes = Console(stderr=True, highlight=False, markup=False)
     notes.print(f"broker {shown(url)}, marks in {folder}", soft_wrap=True)
     if "eventlet" in " ".join(celery_options):
         notes.print(f"eventlet is a legacy pool: {POOLS['eventlet'].legacy}", soft_wrap=True)
         environ["PYTHONWARNINGS"] = EVENTLET_WARNING_FILTER
-    if Settings(broker=url).on_redis:
+    if processes:
+        notes.print("--pool processes: several workers, which take no part in `sidestep run machines`", soft_wrap=True)
+    elif Settings(broker=url).on_redis:
         _start_agent(environ)
     sys.stderr.flush()
     # The worker takes this process's place, so that signals and exit codes are Celery's own.
-    os.execve(sys.executable, [sys.executable, "-m", "celery", "-A", "tasks", "worker", *celery_options], environ)  # noqa: S606  no shell
+    command = [sys.executable, *_module(processes), *celery_options]
+    os.execve(sys.executable, command, environ)  # noqa: S606  no shell
+
+
+def _module(processes: Family | None) -> tuple[str, ...]:
+    """What Python runs, up to the options of `celery worker`."""
+    if processes:
+        return ("-m", "tasks.processes", str(processes.count), processes.name, "tasks")
+    return ("-m", "celery", "-A", "tasks", "worker")
 
 
 def _url(broker: str | None, broker_file: Path | None) -> str:

@@ -10,7 +10,7 @@ from celery import Celery
 from tasks import hooks, knobs
 from tasks.codecs import accepted, register
 from tasks.jobs import JOBS
-from tasks.settings import Settings, SettingsError, from_env
+from tasks.settings import TRANSPORTS, Settings, SettingsError, from_env
 
 
 def make_app(settings: Settings, *, socket_timeout_s: float | None = None, mark: hooks.Mark | None = None) -> Celery:
@@ -40,6 +40,8 @@ def make_app(settings: Settings, *, socket_timeout_s: float | None = None, mark:
         if socket_timeout_s is not None:
             transport["socket_timeout"] = socket_timeout_s
     options["broker_transport_options"] = transport
+    if ours := TRANSPORTS[settings.transport]:
+        options["broker_transport"] = ours
     if settings.prefetch is not None:
         options["worker_prefetch_multiplier"] = settings.prefetch
     if settings.acks_late is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -17,6 +18,9 @@ ENV_PREFIX = "SIDESTEP_"
 
 REDIS, AMQP = ("redis", "rediss"), ("amqp", "amqps")
 """Schemes of the URLs of brokers."""
+
+TRANSPORTS: dict[str, str | None] = {"stock": None, "sidestep": "sidestep_transport:Transport"}
+"""What takes messages from a Redis, as `broker_transport` names it; None leaves it to the preset, which is kombu's."""
 
 PRESETS: dict[str, dict[str, Any]] = {name: rows.configuration(turned(name)) for name in rows.PRESETS}
 """What each preset of `tasks.knobs` sets in an app; what has no setting is in `tasks.knobs.options`."""
@@ -40,6 +44,8 @@ class Settings:
     """A name in `tasks.knobs.PRESETS`, and in PRESETS."""
     knobs: str = ""
     """Names in `tasks.knobs.KNOBS` with commas between them, to be turned besides those of the preset."""
+    transport: str = "stock"
+    """A name in TRANSPORTS."""
     prefetch: int | None = None
     """Prefetch multiplier: jobs fetched ahead, per slot. None leaves it to the preset."""
     acks_late: bool | None = None
@@ -84,6 +90,8 @@ class Settings:
             raise SettingsError("results are kept in a Redis, and the broker is none; leave SIDESTEP_RESULTS out")
         if scheme in AMQP and (of_redis := [knob.name for knob in self.turned if knob.redis_only]):
             raise SettingsError(f"knob {of_redis[0]!r} is for Redis, and the broker is none; choose another preset")
+        if why := _cannot_use(self.transport, scheme):
+            raise SettingsError(f"transport {self.transport!r} {why}")
         if not self.key_prefix:
             raise SettingsError("key_prefix must not be empty: it keeps our queues apart from everybody else's")
         if self.prefetch is not None and self.prefetch < 0:
@@ -110,6 +118,17 @@ class Settings:
         """The environment variables from which `from_env` makes these settings again."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {ENV_PREFIX + name.upper(): _spell(value) for name, value in values.items() if value is not None}
+
+
+def _cannot_use(transport: str, scheme: str) -> str | None:
+    """What is wrong with this transport on such a broker."""
+    if transport not in TRANSPORTS:
+        return f"is unknown; choose one of: {', '.join(TRANSPORTS)}"
+    if (module := TRANSPORTS[transport]) and scheme in AMQP:
+        return "is for Redis, and the broker is none; leave it out"
+    if module and not importlib.util.find_spec(module.partition(":")[0]):
+        return "is not installed here; in a checkout: pip install ./transport"
+    return None
 
 
 def _names(knobs: str) -> list[str]:

@@ -3,6 +3,7 @@
 import contextlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -10,6 +11,7 @@ import pytest
 
 from lab import bill
 from lab.abilities import probe
+from lab.arenas.attached import Watch
 from lab.checks import steps_do_not_add_up
 from lab.environment import cores
 from lab.model import RESULTS, FrozenArgs, LabError, Load, Setup, Trial
@@ -38,6 +40,7 @@ ARGS = {
     "fetch": {"url": Upstream(mean_ms=5), "key": EachJob()},
     "ask": {"key": EachJob()},
     "mixed": {"loops": Calibrated(ms=1), "io_ms": 1},
+    "flaky": {"failures": 0},
     "echo": {"payload": Text(300)},
     "blend": {"loops": Calibrated(ms=1, like="spin"), "chunks": Calibrated(ms=1, like="digest")},
     "sine": {"rounds": 1},
@@ -183,7 +186,7 @@ class Scripted(Runner):
     """A runner whose trials come out as told, without running anything."""
 
     def __init__(self, *outcomes, retakes):
-        super().__init__(None, 2, retakes=retakes)
+        super().__init__(SimpleNamespace(watch=Watch()), 2, retakes=retakes)
         object.__setattr__(self, "outcomes", list(outcomes))
 
     def _once(self, trials):  # noqa: ARG002  whatever is asked
