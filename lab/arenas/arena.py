@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,12 +41,19 @@ class Arena(Protocol):
         ...
 
 
-def await_ready(fd: int, process: subprocess.Popen[Any], log: Path, what: str) -> dict[str, Any]:
-    """The line that a process writes to `fd` when it is ready. Raises LabError when it ends or takes too long."""
+def await_ready(
+    fd: int, process: subprocess.Popen[Any], log: Path, what: str, *, check: Callable[[], object] = bool
+) -> dict[str, Any]:
+    """The line that a process writes to `fd` when it is ready. Raises LabError when it ends or takes too long.
+
+    `check` is called every second meanwhile: what it raises ends the waiting.
+    """
     deadline, line = time.monotonic() + BOOT_TIMEOUT_S, b""
     while not line.endswith(b"\n"):
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([fd], [], [], left)[0]:
+        if not select.select([fd], [], [], 1)[0]:
+            check()
+            if time.monotonic() < deadline:
+                continue
             raise LabError(f"{what} was not ready within {BOOT_TIMEOUT_S:.0f} s; its last words: {last_words(log)}")
         piece = os.read(fd, 4096)
         if not piece:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import redis
 
 from lab.arenas.arena import await_ready
 from lab.arenas.flower import Flower
@@ -66,11 +67,13 @@ class CeleryWorkers:
                 self._start(children, python, settings, directory, extra, node, *worker)
                 for node, worker in enumerate(fleet)
             ]
-            for fd, worker, log in pending:
-                try:
-                    self.about = await_ready(fd, worker, log, f"worker {setup.label!r}")
-                finally:
-                    os.close(fd)
+            with redis.Redis.from_url(settings.broker) as broker:
+                for fd, worker, log in pending:
+                    try:
+                        # A worker without a broker tries again for minutes.
+                        self.about = await_ready(fd, worker, log, f"worker {setup.label!r}", check=broker.ping)
+                    finally:
+                        os.close(fd)
             self.boot_s = time.monotonic() - begun
             if self.flower:
                 self.flower.await_up()
