@@ -449,7 +449,7 @@ def test_however_the_lab_ends_its_machines_are_free_for_the_next(tmp_path: Path,
 SIMULATED = Setup(
     job="spin",
     args=FrozenArgs(loops=20_000),
-    pacer=Burst(40),
+    pacer=Burst(200),
     pool="prefork",
     nodes=2,
     prefetch=1,
@@ -502,7 +502,7 @@ def test_simulated_machines_share_the_work_and_one_clock_and_leave_nothing():
 
 
 def assert_shared(run: Run) -> None:
-    assert (run.ledger.issued, run.ledger.done) == (40, 40)
+    assert (run.ledger.issued, run.ledger.done) == (200, 200)
     # Both took part, each in a host of its own, in this very boot: their times need no comparing
     assert len({p["host"] for p in run.processes}) == 2
     assert {p["boot_id"] for p in run.processes} == {boot_id()}
