@@ -11,7 +11,7 @@ from lab.axes import work_ms_of
 from lab.model import Experiment, Load, Setup, Trial
 from producer.payloads import Upstream
 
-BOOT_S = {"queued": 0.65, "bare": 0.3}
+BOOT_S = {"queued": 0.85, "bare": 0.45}
 CONTAINER_BOOT_S = 3.0
 """Seconds to start, warm and stop an arena on a two-core machine: only for the estimate of the time left."""
 FORK_S = 0.02
