@@ -299,13 +299,23 @@ def _send_on(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     app.connection_for_write().ensure_connection(max_retries=1, timeout=3).release()
     feed, meter = Feed(arrivals, made), _meter(settings)
-    sender = Sender(app, feed.parcel, compression=compression, meter=meter)
+    queues: dict[int, str] = {}
+
+    def parcel(seq: int) -> Parcel:
+        made_now: Parcel = feed.parcel(seq)
+        queues[seq] = made_now.queue
+        return made_now
+
+    sender = Sender(app, parcel, compression=compression, meter=meter)
     lags_ms: list[float] = []
     told_s = time.monotonic()
     try:
         sender.prepare(*dict.fromkeys(load.queue for load in mixed))
         for sent in publish(feed, sender):
             lags_ms.append((sent.sent_ns - sent.due_ns) / 1e6)
+            queue = queues.pop(sent.seq)
+            if meter:
+                meter.late(queue, lags_ms[-1] / 1e3)
             if beat:
                 beat.touch()
             if time.monotonic() - told_s >= TELL_S:

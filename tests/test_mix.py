@@ -13,6 +13,7 @@ from lab.broker import own_server
 from lab.children import Children
 from producer.mix import ROUND_S, Feed, MixError, constant, loads_in, poisson
 from producer.payloads import EachJob
+from tasks.metrics import COUNTS
 
 ROW = {"job": "spin", "queue": "cpu", "rate": 2}
 
@@ -118,7 +119,9 @@ def test_a_mix_is_sent_to_its_queues_with_its_jobs_and_the_broker_may_lie_in_a_f
     with Children() as children, own_server(children) as broker, broker.client() as client:
         url.write_text(broker.url)
         done = producer(
-            "--mix", str(mix), "--for", "500ms", "--beat", str(beat), "--json", SIDESTEP_BROKER_FILE=str(url)
+            *("--mix", str(mix), "--for", "500ms", "--beat", str(beat), "--json"),
+            SIDESTEP_BROKER_FILE=str(url),
+            SIDESTEP_METRICS="1",
         )
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
@@ -129,6 +132,10 @@ def test_a_mix_is_sent_to_its_queues_with_its_jobs_and_the_broker_may_lie_in_a_f
         assert names(client, "a") == {"sidestep.spin"}
         assert names(client, "b") == {"sidestep.echo"}
         assert beat.exists()
+        # And how late each was is counted by queue
+        counts = {tuple(json.loads(name)): int(n) for name, n in client.hgetall(f"sidestep:{COUNTS}").items()}
+        late = {queue: sum(n for key, n in counts.items() if key[:2] == ("lag", queue)) for queue in lengths}
+        assert late == lengths
 
 
 @pytest.mark.real
