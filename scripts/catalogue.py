@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import EXPERIMENTS
+from experiments.catalogue import EXPERIMENTS
 from lab.model import BadInput, LabError, Suite
 from lab.report.catalogue import FOLDER, pages, spliced, table
 from lab.store import FILE, PACKED, load

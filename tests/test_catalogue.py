@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from experiments import EXPERIMENTS
+from experiments.catalogue import EXPERIMENTS
 from lab.model import Arms, BreakEven, Claim, Estimate, Experiment, Fault, Finding, LabError, Ratio, Suite, Verdict
 from lab.report.catalogue import BEGIN, END, FOLDER, experiment_page, index, pages, spliced, table
 from lab.report.explain import explanation

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from experiments import EXPERIMENTS
+from experiments.catalogue import EXPERIMENTS
 from lab.children import ROOT
 from lab.cli import Catalogue, cli
 from lab.report.figures import bound

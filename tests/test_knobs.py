@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from experiments import EXPERIMENTS
+from experiments.catalogue import EXPERIMENTS
 from lab import profiling, shares
 from lab.arenas.flower import missing
 from lab.bench import Bench

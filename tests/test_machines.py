@@ -20,7 +20,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from experiments import EXPERIMENTS
+from experiments.catalogue import EXPERIMENTS
 from lab.agent import Agent, Reels
 from lab.arenas.attached import alike, chosen, crew, remove_stale
 from lab.arenas.compose import DOCKER, Engine, SimulatedMachines, lab_label, missing, remove_leftovers

@@ -26,7 +26,7 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import EXPERIMENTS
+from experiments.catalogue import EXPERIMENTS
 from lab.arenas.arena import await_ready
 from lab.broker import own_server
 from lab.children import ROOT, Children, kill

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import EXPERIMENTS
+from experiments.catalogue import EXPERIMENTS
 from lab.measure import Order, cannot_run, continued, same_setups
 from lab.model import FREE_THREADED, UP_TO_CORES, Arms, BadInput, Experiment, Load, Setup, Trial, up_to
 from lab.plan import expected_s, plan

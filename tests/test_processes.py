@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -122,12 +123,12 @@ def test_each_process_is_a_single_one_whatever_the_options_say():
 class Pipe:
     """A stream as a process writes it, and what comes out."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: int) -> None:
         source, self.writes = os.pipe()
         os.set_blocking(source, False)
-        self._file = tempfile.TemporaryFile(buffering=0)
+        self._target = target
         self._read = 0
-        self.lines = Lines(source, self._file.fileno(), "a-1")
+        self.lines = Lines(source, target, "a-1")
 
     def says(self, text: bytes) -> bytes:
         os.write(self.writes, text)
@@ -135,13 +136,18 @@ class Pipe:
         return self.out()
 
     def out(self) -> bytes:
-        found = os.pread(self._file.fileno(), 1 << 20, self._read)
+        found = os.pread(self._target, 1 << 20, self._read)
         self._read += len(found)
         return found
 
 
-def test_half_a_line_waits_for_its_other_half():
-    pipe = Pipe()
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    with tempfile.TemporaryFile(buffering=0) as target:
+        yield Pipe(target.fileno())
+
+
+def test_half_a_line_waits_for_its_other_half(pipe: Pipe):
     assert pipe.says(b"one\ntwo\nthr") == b"a-1 | one\na-1 | two\n"
     assert pipe.says(b"e") == b""
     assert pipe.says(b"e\n\n") == b"a-1 | three\na-1 | \n"
@@ -152,8 +158,7 @@ def test_half_a_line_waits_for_its_other_half():
     assert pipe.out() == b"a-1 | end\n"
 
 
-def test_a_line_without_an_end_is_kept_within_bounds():
-    pipe = Pipe()
+def test_a_line_without_an_end_is_kept_within_bounds(pipe: Pipe):
     said = b"".join(pipe.says(b"x" * 4096) for _ in range(2 * LONGEST_LINE // 4096))
     assert said.count(b"\n") == 1
     assert said.count(b"x") > LONGEST_LINE

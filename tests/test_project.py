@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import EXPERIMENTS, TOUR
+from experiments.catalogue import EXPERIMENTS, TOUR
 from lab.cli import cli
 from lab.report.figures import bound
 from tasks.pools import POOLS

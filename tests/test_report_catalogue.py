@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from experiments import EXPERIMENTS
+from experiments.catalogue import EXPERIMENTS
 from lab.model import Suite
 from lab.report.page import page
 from lab.verdict import judge_all

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments import EXPERIMENTS
+from experiments.catalogue import EXPERIMENTS
 from lab.cli import estimate_json
 from lab.model import (
     Arms,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import EXPERIMENTS
+from experiments.catalogue import EXPERIMENTS
 from lab.checks import faults
 from lab.model import SAMPLE_COLUMNS, STEP_COLUMNS, BadInput, Change, FrozenArgs, LabError, Ledger, Load, Run, Suite
 from lab.model import Steps as JobSteps

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from experiments import EXPERIMENTS
+from experiments.catalogue import EXPERIMENTS
 from lab.model import BadInput, Load, Run, Suite
 from lab.report.groups import groups
 from lab.report.trace import trace

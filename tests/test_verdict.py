@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments import EXPERIMENTS
+from experiments.catalogue import EXPERIMENTS
 from lab.compare import compare, welch
 from lab.model import BreakEven, Claim, Estimate, Fault, FrozenArgs, Level, Ratio, Run, Verdict
 from lab.verdict import judge, judge_all
