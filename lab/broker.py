@@ -9,6 +9,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ PREFIX = "sidestep:"
 ATTEMPTS = 5  # to find a port that nobody takes between looking and using it
 LOOPBACK = frozenset({None, "localhost", "127.0.0.1", "::1"})
 READY = b"Ready to accept connections"
+START_TIMEOUT_S = 20.0
+LOOK_S = 0.01
 CLEAN_BATCH = 500
 
 
@@ -92,9 +95,10 @@ def own_server(children: Children, *, persist: bool = False) -> Iterator[Broker]
             f"appendonly {'yes' if persist else 'no'}\nmaxmemory-policy noeviction\ndaemonize no\n"
         )
         log = home / "server.log"
-        with log.open("wb") as errors:
-            server = children.start([binary, str(config)], stdout=subprocess.PIPE, stderr=errors, cwd=str(home))
-        if _await_line(server, READY, log):
+        # To a file of its own, so that a server that says much never waits for a reader.
+        with log.open("wb") as words:
+            server = children.start([binary, str(config)], stdout=words, stderr=words, cwd=str(home))
+        if _is_up(server, log):
             try:
                 yield Broker(f"redis://:{password}@127.0.0.1:{port}/0", server.pid)
             finally:
@@ -104,13 +108,16 @@ def own_server(children: Children, *, persist: bool = False) -> Iterator[Broker]
     raise LabError(f"the embedded server did not start: {last_words(log)}; try --broker URL with one that runs")
 
 
-def _await_line(server: subprocess.Popen[bytes], wanted: bytes, log: Path) -> bool:
-    assert server.stdout  # noqa: S101  it was asked for as a pipe
-    with log.open("ab") as copy:
-        for line in server.stdout:
-            copy.write(line)
-            if wanted in line:
-                return True
+def _is_up(server: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until the server says that it is ready; False when it has ended, or says nothing for too long."""
+    until = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < until:
+        ended = server.poll() is not None
+        if READY in log.read_bytes():
+            return not ended
+        if ended:
+            return False
+        time.sleep(LOOK_S)
     return False
 
 

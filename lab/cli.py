@@ -132,6 +132,7 @@ def measuring(function: Any) -> Any:
                 help="URL of a Redis or Valkey [default: a private embedded server].",
             ),
             click.option("--force", is_flag=True, help="Use the broker's database although it holds keys of others."),
+            click.option("--persist", is_flag=True, help="Let the embedded server keep an append-only file."),
             click.option("--python", type=click.Path(), help="Run the workers on this interpreter."),
             click.option(
                 "--arena",

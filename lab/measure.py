@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,8 @@ class Order:
     seed: int = 0
     broker_url: str | None = field(default=None, repr=False)  # may hold a password
     force: bool = False
+    persist: bool = False
+    """Whether a server of our own keeps an append-only file."""
     python: str | None = None
     arena: str | None = None
     """Where the workers run, instead of where each experiment wants them."""
@@ -127,8 +130,13 @@ def measure(order: Order, *, say: Callable[[str], None], idle: Callable[[], None
     """
     if order.arena == "attached" and not order.broker_url:
         raise BadInput("attached machines listen on a broker of yours: name it with --broker URL")
+    if order.persist and order.broker_url:
+        raise BadInput("--persist is for the embedded server; a broker of yours persists as it is set up to")
     order = _possible(order)
-    with open_session(order.broker_url, force=order.force, say=say) as session, _alone_in(order.directory):
+    with (
+        open_session(order.broker_url, force=order.force, persist=order.persist, say=say) as session,
+        _alone_in(order.directory),
+    ):
         if order.arena == "attached":
             machines = attached.crew(session.client)
             attached.remove_stale(session.client, session.broker.url, attached.alike(machines).key_prefix)
@@ -178,6 +186,8 @@ def _in_session(order: Order, session: Session, idle: Callable[[], None]) -> Ite
     planned = {e.name: order.trials(e, cores=here) for e in order.experiments}
     environment = {**fingerprint(), "noise_floor": noise_floor(), "broker": brokers.version(session.client)}
     environment["broker_is_own"] = session.broker.pid is not None
+    if order.persist:
+        environment["broker"] += " with an append-only file"
     if order.python:
         # The version, not the path: reports are shown around.
         environment["workers_python"] = ask(order.python).version
@@ -196,15 +206,18 @@ def _in_session(order: Order, session: Session, idle: Callable[[], None]) -> Ite
         session.known_units = old.environment.get("units_per_ms", {})
     # A quick look must stay quick on a busy machine too.
     runner = Runner(session, here, retakes=1 if order.quick else RETAKES, idle=idle)
-    yield Step(
-        None, None, suite, sum(expected_s(t, cores=here) for ts, _ in planned.values() for t in pending(ts, suite))
-    )
+    planned_s = sum(expected_s(t, cores=here) for ts, _ in planned.values() for t in pending(ts, suite))
+    yield Step(None, None, suite, planned_s)
+    begun_s = time.monotonic()
     for setup in dict.fromkeys(t.setup for trials, _ in planned.values() for t in pending(trials, suite)):
         session.prepare(setup)
     for experiment in order.experiments:
         trials = planned[experiment.name][0]
         for together in turns(experiment, trials, pending(trials, suite)):
             yield Step(experiment, together[0], suite, sum(expected_s(trial, cores=here) for trial in together))
+            if order.quick and runner.retakes and time.monotonic() - begun_s > planned_s:
+                session.say("later than planned: runs that others disturb are no longer taken again")
+                runner = replace(runner, retakes=0)
             try:
                 runs = runner.together(together)
             except attached.TooFew as short:
@@ -256,8 +269,11 @@ def continued(new: Suite, old: Suite) -> Suite:
     ):
         raise BadInput("the suite there was measured with another --seed, --quick or --python; choose another --out")
     names = tuple(dict.fromkeys((*old.experiments, *new.experiments)))
+    # Runs of an older revision stay: whoever reads the suite is told of each.
+    revisions = dict.fromkeys((*str(old.environment.get("revision")).split(", "), str(new.environment.get("revision"))))
     return replace(
         new,
+        environment={**new.environment, "revision": ", ".join(revisions)},
         experiments=names,
         runs=old.runs,
         repeats={**old.repeats, **new.repeats},

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -164,8 +164,9 @@ class Session:
 
     @property
     def calibration(self) -> dict[str, float]:
-        """Units per millisecond, by job, as far as they were needed."""
-        return {_calibrated(python, job): units for (python, job), units in self._units_per_ms.items()}
+        """Units per millisecond, by job and interpreter: those known before, and those that were needed since."""
+        found = {_calibrated(python, job): units for (python, job), units in self._units_per_ms.items()}
+        return {**self.known_units, **found}
 
     def _calibrate(self, python: str, job: str) -> float:
         arguments = ("-m", "tasks.calibrate", job)
@@ -255,8 +256,16 @@ CONTAINER = "container"
 
 
 def _calibrated(python: str, job: str) -> str:
-    """The name under which a calibration is kept."""
-    return f"{job} in a container" if python == CONTAINER else job
+    """The name under which a calibration is kept: of the job alone where it runs on an interpreter like ours."""
+    if python == CONTAINER:
+        return f"{job} in a container"
+    version = _version(python)
+    return job if version == _version(sys.executable) else f"{job} on {version}"
+
+
+@cache
+def _version(python: str) -> str:
+    return interpreters.ask(python).version
 
 
 def written_with(setup: Setup) -> list[Codec | Compression]:

@@ -134,6 +134,17 @@ def test_doctor_says_so_when_the_broker_is_missing():
     assert {"broker"} == {d["what"] for d in json.loads(done.stdout)["diagnoses"] if d["needed"] and d["state"] != "ok"}
 
 
+@pytest.mark.parametrize("program", ["experiments", "producer"])
+def test_ctrl_c_while_it_is_still_loading_shows_no_traceback(tmp_path, program):
+    # Given a module that is loaded early, and Ctrl-C at that very moment
+    (tmp_path / "click.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", program, "--help"], capture_output=True, text=True, env=environ, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def leftovers():
     """Processes of any lab that still run."""
     found = []

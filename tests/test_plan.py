@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.catalogue import EXPERIMENTS
-from lab.measure import Order, cannot_run, continued, same_setups
+from lab.measure import Order, cannot_run, continued, measure, same_setups
 from lab.model import FREE_THREADED, UP_TO_CORES, Arms, BadInput, Experiment, Load, Setup, Trial, up_to
 from lab.plan import expected_s, plan
 from producer.pacers import Burst, Constant
@@ -282,3 +282,17 @@ def test_a_suite_goes_on_beside_new_packages_unless_its_runs_would_use_them(now:
     else:
         with pytest.raises(BadInput, match="another packages"):
             continued(new, old)
+
+
+def test_a_suite_that_goes_on_names_every_revision_that_measured_it():
+    old = replace(run_experiment(MANY), environment={"revision": "aaa"})
+    twice = continued(replace(old, environment={"revision": "bbb"}, runs=()), old)
+    assert twice.environment["revision"] == "aaa, bbb"
+    again = continued(replace(old, environment={"revision": "bbb"}, runs=()), twice)
+    assert again.environment["revision"] == "aaa, bbb"
+
+
+def test_an_append_only_file_is_the_embedded_servers(tmp_path):
+    order = Order((MANY,), tmp_path, broker_url="redis://127.0.0.1:1/0", persist=True)
+    with pytest.raises(BadInput, match="--persist is for the embedded server"):
+        next(measure(order, say=print))

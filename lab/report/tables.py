@@ -225,7 +225,9 @@ def latency(groups: Sequence[Group]) -> Table | None:
         *(Column(name, "ms", only_wide=wide) for _, name, wide in QUANTILES),
         Column("max", "ms"),
         Column("p50 by repeat", "ms", only_wide=True),
+        Column("producer lag p50", "ms", only_wide=True),
         Column("producer lag p99", "ms"),
+        Column("producer lag max", "ms", only_wide=True),
         Column("n", "jobs"),
     )
     return Table(
@@ -237,19 +239,24 @@ def _latency_row(group: Group) -> tuple[str, ...]:
     latency_s = group.pooled(lambda s: s.latency_s)
     medians = group.values(latency_p50_s)
     # Without a queue nobody feeds: what looks like lag is the program's own loop.
-    lag = _quantile_ms(group.pooled(lambda s: s.lag_s), 0.99) if group.setup.queued else NONE
+    lag_s = group.pooled(lambda s: s.lag_s)
+    lags = (_quantile_ms(lag_s, 0.5), _quantile_ms(lag_s, 0.99), _largest_ms(lag_s))
     return (
         group.label,
         *(_quantile_ms(latency_s, q) for q, _, _ in QUANTILES),
-        number(float(latency_s.max()) * MS, decimals=3) if len(latency_s) else NONE,
+        _largest_ms(latency_s),
         _from_to(medians, MS),
-        lag,
+        *(lags if group.setup.queued else [NONE] * len(lags)),
         str(group.jobs),
     )
 
 
 def _quantile_ms(values_s: Seconds, q: float) -> str:
     return number(quantile(values_s, q) * MS, decimals=3) if permits(len(values_s), q) else NONE
+
+
+def _largest_ms(values_s: Seconds) -> str:
+    return number(float(values_s.max()) * MS, decimals=3) if len(values_s) else NONE
 
 
 def _from_to(values: Sequence[float], scale: float) -> str:
