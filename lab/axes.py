@@ -56,6 +56,11 @@ def hogs(setup: Setup) -> float:
     return setup.beside.pacer.count if setup.beside and not setup.apart else 0
 
 
+def computing(setup: Setup) -> float:
+    """Jobs that compute meanwhile, beside it in the same process or in others."""
+    return setup.beside.pacer.count if setup.beside else 0
+
+
 def handovers(setup: Setup) -> float:
     """How often the job waits without the GIL and must get it back."""
     rounds = setup.args.get("rounds")
@@ -87,6 +92,7 @@ AXES: Mapping[str, Callable[[Setup], float]] = {
         outside_share,
         switch_interval_ms,
         hogs,
+        computing,
         handovers,
         size_bytes,
         prefetch,

@@ -103,6 +103,12 @@ def service_p50_s(run: Run) -> float:
     return quantile(run.samples.own.service_s, 0.5)
 
 
+def service_mean_s(run: Run) -> float:
+    """Mean time from started to ended; for times of two kinds, between which a median would jump."""
+    service_s = run.samples.own.service_s
+    return float(np.mean(service_s)) if len(service_s) else math.nan
+
+
 def round_us(run: Run) -> float:
     """Median microseconds from started to ended, for each of the job's `rounds`; not a number without rounds."""
     rounds = run.trial.setup.args.get("rounds")
@@ -218,6 +224,7 @@ MEASURES: Mapping[str, Callable[[Run], float]] = {
             wait_p99_s,
             held_p50_s,
             service_p50_s,
+            service_mean_s,
             round_us,
             gap_p50_s,
             slots_busy,

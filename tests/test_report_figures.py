@@ -152,6 +152,16 @@ def test_lines_are_named_by_what_differs_and_nothing_else() -> None:
     assert [len(line.points) for line in found] == [2, 2, 2]
 
 
+def test_a_line_of_workers_apart_stays_one_line_however_many_slots_they_have() -> None:
+    hogs = [Load("spin", FrozenArgs({"loops": Calibrated(ms=4)}), Burst(n)) for n in (1, 2)]
+    here = [replace(BASE, beside=hog) for hog in hogs]
+    apart = [replace(BASE, beside=hog, apart="prefork", apart_concurrency=hog.pacer.count) for hog in hogs]
+    runs = [make_run(setup=setup) for setup in (*here, *apart)]
+    drawn = curves.lines(Curve("t", "boot_s", "computing"), runs)
+    assert [[point.x for point in line.points] for line in drawn] == [[1, 2], [1, 2]]
+    assert len({line.name for line in drawn}) == 2
+
+
 def test_loads_that_grow_with_the_slots_do_not_break_a_line() -> None:
     setups = [replace(BASE, concurrency=c, pacer=Burst(20 * c)) for c in (1, 10)]
     (line,) = curves.lines(Curve("c", y="throughput_hz", x="slots"), [rated(setup, 10) for setup in setups])

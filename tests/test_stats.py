@@ -279,6 +279,7 @@ def test_each_measure_is_what_its_name_says():
         "wait_p99_s": 1.0,
         "held_p50_s": 0.5,
         "service_p50_s": 1.0,
+        "service_mean_s": 3.5 / 3,
         "round_us": 1e6 / 8,
         "gap_p50_s": 1.0,
         "slots_busy": (0.5 + 2 + 1) / (2 * 3),

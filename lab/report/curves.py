@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes as Area
 from matplotlib.figure import Figure
@@ -40,6 +40,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "outside_share": frozenset({"args"}),
     "switch_interval_ms": frozenset({"switch_interval_s"}),
     "hogs": frozenset({"beside"}),
+    "computing": frozenset({"beside", "apart_concurrency"}),
     "handovers": frozenset({"args"}),
     "size_bytes": frozenset({"size"}),
     "prefetch": frozenset({"prefetch"}),
@@ -145,7 +146,7 @@ def _estimate(curve: Curve, values: Sequence[float]) -> Estimate | None:
 
 
 WORDS: Mapping[str, Callable[[Run], str]] = {
-    "pool": lambda run: run.trial.setup.label.removesuffix(f" {run.trial.setup.slots}"),
+    "pool": lambda run: _pool(run.trial.setup),
     "queued": lambda run: "through the queue" if run.trial.setup.queued else "without a queue",
     "nodes": lambda run: f"{run.trial.setup.nodes} nodes",
     "concurrency": lambda run: f"{run.trial.setup.slots} slots",
@@ -153,6 +154,12 @@ WORDS: Mapping[str, Callable[[Run], str]] = {
     **{name: say for name, say in EXTRAS.items() if name != "nodes"},
 }
 """What tells lines apart, in this order; the pool's words hold the queue and what stands apart too."""
+
+
+def _pool(setup: Setup) -> str:
+    # Slots may differ along a line, those of the worker apart too.
+    own = replace(setup, apart=None).label.removesuffix(f" {setup.slots}")
+    return f"{own} + {setup.apart}" if setup.apart else own
 
 
 CARRIED = frozenset({"codec", "compression", "shape"})
