@@ -5,6 +5,8 @@ from producer.pacers import Burst, Constant
 from producer.payloads import Calibrated
 
 COMPUTING = Load("spin", {"loops": Calibrated(ms=1000)}, Burst(2))
+ALONE = {"beside": None, "acks_late": None}
+TOGETHER = {"beside": COMPUTING, "apart": None, "acks_late": None}
 
 experiment = Experiment(
     name="convoy-worker",
@@ -14,30 +16,52 @@ experiment = Experiment(
     arms=(
         Arms({"beside": (None, COMPUTING)}),
         Arms({"beside": (COMPUTING,), "apart": ("prefork",)}),
+        # Only a late acknowledgement comes after the job.
+        Arms({"beside": (None, COMPUTING), "acks_late": (True,), "steps": (True,)}),
     ),
     claims=(
         Claim(
             id="convoy-worker/latency",
             says="Two computing jobs in the same threads worker make quick jobs at least five times as slow as none.",
-            measure=Ratio("latency_p50_s", of={"beside": COMPUTING, "apart": None}, to={"beside": None}),
+            measure=Ratio("latency_p50_s", of=TOGETHER, to=ALONE),
             at_least=5,
             why="The thread that reads from Redis, the one that acknowledges and the job all wait for the same GIL.",
             advice="Keep computing jobs out of threads workers, by routing them to a queue of their own.",
         ),
         Claim(
+            id="convoy-worker/fetched",
+            says="They are received at least five times as late, although slots are free.",
+            measure=Ratio("fetch_p50_s", of=TOGETHER, to=ALONE),
+            at_least=5,
+            why="Before a job is received the consuming thread waits for the broker at least twice, for the message and"
+            " to note it down, and after each wait for the GIL: some 5 to 10 ms each, against a millisecond or two.",
+            advice="Jobs that lie in the broker although slots are free are the sign of it: look for what computes.",
+        ),
+        Claim(
             id="convoy-worker/held",
             says="Received jobs then start at least five times as late, although slots are free.",
-            measure=Ratio("held_p50_s", of={"beside": COMPUTING, "apart": None}, to={"beside": None}),
+            measure=Ratio("held_p50_s", of=TOGETHER, to=ALONE),
             at_least=5,
             why="Handing the job to a free thread takes several hand-overs of the GIL, each up to a switch interval.",
             advice="A long time from received to started, with free slots, is the sign of it in a trace.",
         ),
         Claim(
+            id="convoy-worker/acknowledged",
+            says="Acknowledged late, a quick job that has ended waits at least five times as long for that.",
+            measure=Ratio(
+                "ack_gap_p50_s",
+                of={"beside": COMPUTING, "acks_late": True},
+                to={"beside": None, "acks_late": True},
+            ),
+            at_least=5,
+            why="The acknowledgement passes to the consuming thread and waits for the broker's answer: at least two"
+            " waits for the GIL, against about a millisecond alone.",
+            advice="Until then the job counts as unacknowledged, and its place in the prefetch is taken.",
+        ),
+        Claim(
             id="convoy-worker/apart",
             says="With the computing jobs in a prefork worker of their own, quick jobs are at least twice as fast.",
-            measure=Ratio(
-                "latency_p50_s", of={"beside": COMPUTING, "apart": None}, to={"beside": COMPUTING, "apart": "prefork"}
-            ),
+            measure=Ratio("latency_p50_s", of=TOGETHER, to={"beside": COMPUTING, "apart": "prefork"}),
             at_least=2,
             needs_cores=2,
             why="Another process has another GIL; what is left to share is the cores.",

@@ -246,6 +246,7 @@ STEP_COLUMNS = (
     "decoding_ns",
     "decoded_ns",
     "finished_ns",
+    "acked_ns",
 )
 
 
@@ -255,8 +256,9 @@ class Steps:
 
     Columns are int64 arrays of shape (n,): when the producer had encoded the message, and when the broker had taken it;
     when the worker saw an answer of the broker, and had read it; when the worker's main process began to decode the
-    body, and had done so; when the job's own slot began and had done so; and when the job's result was stored, which
-    without a backend is its end. A row without steps has zeros.
+    body, and had done so; when the job's own slot began and had done so; when the job's result was stored, which
+    without a backend is its end; and when the broker had taken its acknowledgement, 0 where that was not seen. A row
+    without steps has zeros.
     """
 
     encoded_ns: Nanoseconds
@@ -268,6 +270,7 @@ class Steps:
     decoding_ns: Nanoseconds
     decoded_ns: Nanoseconds
     finished_ns: Nanoseconds
+    acked_ns: Nanoseconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lab.model import STEP_COLUMNS, LabError, Ledger, Samples, Steps
 from producer.publish import Sent
 from tasks.steps import STEP
-from tasks.timeline import CAPACITY, DONE, GIL, HEADER_BYTES, MARK, SCHEMA, STEPS, TAPE_BYTES, boot_id
+from tasks.timeline import ACKED, CAPACITY, DONE, GIL, HEADER_BYTES, MARK, SCHEMA, STEPS, TAPE_BYTES, boot_id
 
 MARKS = np.dtype(
     [
@@ -46,7 +46,8 @@ STEP_RECORDS = np.dtype(
         ("reserved", "<u2"),
     ]
 )
-"""A job's steps, in the place of a mark; those of AFTER count from `fetched_ns`."""
+"""A job's steps, in the place of a mark; those of AFTER count from `fetched_ns`. With ACKED that is when the job was
+acknowledged, and nothing else counts."""
 assert STEP_RECORDS.itemsize == STEP.size == MARK.size  # noqa: S101  a tape holds either
 
 
@@ -85,11 +86,11 @@ class Tapes:
         return joined
 
     def steps(self, nonce: int) -> NDArray[Any]:
-        """The steps of every job of the trial that has finished, in no order."""
+        """The steps of every job of the trial that has finished, and when each was acknowledged, in no order."""
         parts = [np.zeros(0, STEP_RECORDS)]
         for path in self._whole():
             records = np.memmap(path, dtype=STEP_RECORDS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
-            parts.append(np.array(records[(records["nonce"] == nonce) & (records["flags"] == STEPS)]))
+            parts.append(np.array(records[(records["nonce"] == nonce) & (records["flags"] & STEPS != 0)]))
         return np.concatenate(parts)
 
     def headers(self) -> list[dict[str, Any]]:
@@ -131,7 +132,7 @@ class Progress:
                 self._tape[path] = _Reel(path)
         for reel in self._tape.values():
             for mark in reel.ended():
-                if mark["nonce"] == self._nonce and mark["flags"] != STEPS:
+                if mark["nonce"] == self._nonce and not mark["flags"] & STEPS:
                     self._ended.append(int(mark["ended_ns"]))
         return self._ended
 
@@ -231,10 +232,12 @@ def observe_steps(sent: Sequence[Sent], records: NDArray[Any], numbers: NDArray[
     Of a job that ran more often than once it is the steps that were written first.
     """
     start_ns = sent[0].due_ns if sent else 0
-    _, first = np.unique(records["seq"], return_index=True)
-    one = {int(record["seq"]): record for record in records[first]}
+    acked = (records["flags"] & ACKED) != 0
+    one, acks = _first_of_each(records[~acked]), _first_of_each(records[acked])
     columns = {name: np.zeros(len(numbers), np.int64) for name in STEP_COLUMNS}
     for row, number in enumerate(numbers):
+        if (ack := acks.get(int(number))) is not None:
+            columns["acked_ns"][row] = int(ack["fetched_ns"]) - start_ns
         if (record := one.get(int(number))) is None:
             continue
         fetched = int(record["fetched_ns"]) - start_ns
@@ -245,6 +248,12 @@ def observe_steps(sent: Sequence[Sent], records: NDArray[Any], numbers: NDArray[
         for name in AFTER:
             columns[name][row] = fetched + int(record[name])
     return Steps(**columns)
+
+
+def _first_of_each(records: NDArray[Any]) -> dict[int, Any]:
+    """Job number -> the first of its records."""
+    _, first = np.unique(records["seq"], return_index=True)
+    return {int(record["seq"]): record for record in records[first]}
 
 
 def _renumber(values: NDArray[Any]) -> NDArray[np.int64]:

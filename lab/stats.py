@@ -98,6 +98,23 @@ def held_p50_s(run: Run) -> float:
     return quantile(run.samples.own.held_s, 0.5)
 
 
+def fetch_p50_s(run: Run) -> float:
+    """Median time from sent to received by the worker; not a number where no worker said when it received a job."""
+    s = run.samples.own
+    return quantile((s.received_ns - s.sent_ns)[s.received_ns != 0] / 1e9, 0.5)
+
+
+def ack_gap_p50_s(run: Run) -> float:
+    """Median time from a job's end until the broker has its acknowledgement.
+
+    Not a number without steps, nor where the setup does not acknowledge late: an early one comes before the end.
+    """
+    if run.steps is None or not run.trial.setup.acks_late:
+        return math.nan
+    seen = (run.samples.beside == 0) & (run.steps.acked_ns != 0)
+    return quantile((run.steps.acked_ns - run.samples.ended_ns)[seen] / 1e9, 0.5)
+
+
 def service_p50_s(run: Run) -> float:
     """Median time from started to ended."""
     return quantile(run.samples.own.service_s, 0.5)
@@ -222,7 +239,9 @@ MEASURES: Mapping[str, Callable[[Run], float]] = {
             cores_used,
             beside_hz,
             wait_p99_s,
+            fetch_p50_s,
             held_p50_s,
+            ack_gap_p50_s,
             service_p50_s,
             service_mean_s,
             round_us,

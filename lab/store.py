@@ -10,7 +10,7 @@ Schema 2: setups also hold packages, beside, apart, apart_concurrency and disabl
 Schema 3: setups also hold codec, compression, argsrepr, base64, results, rtt_ms and steps; resources hold
     message_bytes, sent_by and collect_s; a run may hold `steps`, with one column a name of STEP_COLUMNS, as `samples`.
 Schema 4: setups also hold events, knobs, arena and cpus; resources hold watcher_cpu_s and watcher_ends; a run may hold
-    `changes`.
+    `changes`, and its `steps` have the column `acked_ns`, which is all 0 where a suite lacks it.
 A later version reads every earlier schema. `suite.json.xz` is such a file compressed by xz.
 """
 
@@ -207,7 +207,8 @@ def _run_from_json(raw: Mapping[str, Any], schema: int) -> Run:
         name: np.zeros(samples["n"], np.int64) if schema < 2 and name in SINCE_2 else decode(samples[name])
         for name in SAMPLE_COLUMNS
     }
-    steps = {name: decode(text) for name, text in raw["steps"].items()} if "steps" in raw else {}
+    steps = {"acked_ns": np.zeros(samples["n"], np.int64)} if "steps" in raw else {}
+    steps.update({name: decode(text) for name, text in raw.get("steps", {}).items()})
     if {len(column) for column in (*columns.values(), *steps.values())} != {samples["n"]}:
         raise ValueError("columns of unequal length")
     run = Run(

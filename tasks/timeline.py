@@ -29,9 +29,9 @@ MARK = struct.Struct("<16s4qQIHH")
 
 TAPE_BYTES = HEADER_BYTES + CAPACITY * MARK.size
 
-DONE, FAILED, GIL, STEPS = 1, 2, 4, 8
+DONE, FAILED, GIL, STEPS, ACKED = 1, 2, 4, 8, 16
 """Flags: the job returned; the job raised; this interpreter had its GIL switched on when the job ended; the record is
-no mark but the job's steps, see `tasks.steps`."""
+no mark but the job's steps, see `tasks.steps`; beside STEPS, it says only when the job was acknowledged."""
 
 
 _ask_gil = getattr(sys, "_is_gil_enabled", None)  # Python 3.13 and later

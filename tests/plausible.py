@@ -67,10 +67,10 @@ def plausible_run(trial: Trial, *, cores: int = 2) -> Run:
 
 def _steps(samples: Samples) -> Steps:
     """Evenly from sent to started, and a moment after the end."""
-    between = STEP_COLUMNS[:-1]
+    between = STEP_COLUMNS[:-2]
     way = samples.started_ns - samples.sent_ns
-    moments = {name: samples.sent_ns + way * i // len(STEP_COLUMNS) for i, name in enumerate(between, start=1)}
-    return Steps(**moments, finished_ns=samples.ended_ns + 50_000)
+    moments = {name: samples.sent_ns + way * i // (len(between) + 1) for i, name in enumerate(between, start=1)}
+    return Steps(**moments, finished_ns=samples.ended_ns + 50_000, acked_ns=samples.ended_ns + 60_000)
 
 
 def _rows(

@@ -165,6 +165,7 @@ def _steps(setup: Setup, sent: Nanoseconds, started: Nanoseconds, ended: Nanosec
         decoding_ns=decoded - ns["decode"],
         decoded_ns=decoded,
         finished_ns=ended + (round(STEP_S * 1e9) if setup.results == "stored" else 0),
+        acked_ns=(ended if setup.acks_late else started) + round(NETWORK_S * 1e9),
     )
 
 

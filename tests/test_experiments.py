@@ -128,7 +128,8 @@ def assert_seen(claim: Claim, measure: str, looked_at: Sequence[set[Setup]]) -> 
         assert setup.beside or measure != "beside_hz", claim.id
         assert isinstance(setup.args.get("rounds"), int) or measure not in {"round_us", "lost_updates"}, claim.id
         assert JOBS[setup.job].measures or measure != "lost_updates", claim.id
-        assert setup.queued or measure not in {"held_p50_s", "commands_per_job", *OF_A_MESSAGE}, claim.id
+        assert setup.acks_late or measure != "ack_gap_p50_s", claim.id
+        assert setup.queued or measure not in {"fetch_p50_s", "held_p50_s", "commands_per_job", *OF_A_MESSAGE}, claim.id
         assert setup.steps or measure not in OF_STEPS, claim.id
         assert setup.results in {"get", "bulk"} or measure != "collect_s_per_job", claim.id
 
@@ -193,7 +194,7 @@ def test_quick_is_quicker(experiment: Experiment):
     assert experiment.quick_repeats >= 3, "two repeats make an interval that decides nothing"
 
 
-OF_STEPS = {*(f"{name}_part_s" for name in PART_NAMES), "way_s", "overhead_s"}
+OF_STEPS = {"ack_gap_p50_s", *(f"{name}_part_s" for name in PART_NAMES), "way_s", "overhead_s"}
 OF_A_MESSAGE = {"message_bytes", "body_bytes", "base64_bytes", "argument_text_bytes", "header_bytes"}
 
 CONTRARY = {

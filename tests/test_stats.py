@@ -22,6 +22,7 @@ from lab.model import (
     Ratio,
     Run,
     ScalingLaw,
+    Trial,
 )
 from lab.plan import plan
 from lab.stats import (
@@ -277,6 +278,8 @@ def test_each_measure_is_what_its_name_says():
         "cores_used": 3 / 4,
         "beside_hz": nan,  # nothing runs beside it
         "wait_p99_s": 1.0,
+        "fetch_p50_s": 0.0,
+        "ack_gap_p50_s": nan,  # its steps were not marked
         "held_p50_s": 0.5,
         "service_p50_s": 1.0,
         "service_mean_s": 3.5 / 3,
@@ -294,6 +297,24 @@ def test_each_measure_is_what_its_name_says():
 
 OF_DELIVER = {"refused_things", "changed_things", "not_intact"}
 """Measures of one job's own, tested beside it."""
+
+
+def test_an_acknowledgements_gap_counts_from_the_jobs_end_and_only_where_it_comes_late():
+    # Given a run of jobs with steps, of which the first's acknowledgement was not seen
+    late = simulate(Trial("x", replace(SETUP, pacer=Burst(4), steps=True, acks_late=True), 0))
+    assert late.steps
+    ended = late.samples.ended_ns
+    acked = np.where(np.arange(4) == 0, 0, ended + 7_000_000)
+    late = replace(late, steps=replace(late.steps, acked_ns=acked))
+    assert MEASURES["ack_gap_p50_s"](late) == pytest.approx(0.007)
+    # When it is an early one, it has no gap
+    early = replace(late, trial=replace(late.trial, setup=replace(late.trial.setup, acks_late=None)))
+    assert math.isnan(MEASURES["ack_gap_p50_s"](early))
+
+
+def test_the_time_to_receive_is_unknown_for_a_job_that_no_worker_saw_come():
+    run = make_run(samples=make_samples(sent_ns=[0, 0], received_ns=[0, 3_000_000], ended_ns=[9_000_000] * 2))
+    assert MEASURES["fetch_p50_s"](run) == 0.003
 
 
 def test_what_was_not_measured_is_not_a_number():

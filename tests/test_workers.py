@@ -17,7 +17,7 @@ from lab.environment import cores
 from lab.model import RESULTS, FrozenArgs, LabError, Load, Setup, Trial
 from lab.runner import Runner
 from lab.session import open_session
-from lab.stats import held_p50_s, lost_updates
+from lab.stats import ack_gap_p50_s, held_p50_s, lost_updates
 from producer.pacers import Burst, Closed, Constant
 from producer.payloads import Calibrated, Cycle, EachJob, Payload, Referred, Text, Upstream
 from tasks.codecs import CODECS
@@ -346,6 +346,21 @@ def test_the_parts_of_a_jobs_way_are_its_whole_way(runner, pool, rtt_ms):
     if rtt_ms:
         assert parts["register"].min() >= rtt_ms / 1e3
         assert bill.whole_s(run).min() >= 2 * rtt_ms / 1e3
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_it_is_seen_when_each_job_was_acknowledged(runner, pool):
+    skip_if_missing(pool)
+    # Given jobs of 50 ms in a worker that marks steps
+    setup = Setup(job="snooze", args={"ms": 50}, pacer=Burst(6), pool=pool, concurrency=2, steps=True)
+    late, early = (runner.run(Trial("test", replace(setup, acks_late=on), 0)) for on in (True, False))
+    for run in (late, early):
+        assert list(steps_do_not_add_up(run)) == []
+        assert run.steps.acked_ns.min() > 0
+    # Then a late acknowledgement comes after the job; and an early one before its end, but where the one thread is busy
+    assert (late.steps.acked_ns > late.samples.ended_ns).all()
+    assert ack_gap_p50_s(late) > 0
+    assert pool == "solo" or (early.steps.acked_ns < early.samples.ended_ns).mean() > 0.5
 
 
 @pytest.mark.parametrize("codec", CODECS)

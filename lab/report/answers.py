@@ -156,10 +156,12 @@ ROWS = (
                 },
             ),
             Rule(
-                ("convoy-worker/held",),
+                ("convoy-worker/fetched", "convoy-worker/held"),
                 {
-                    "s": "The sign of it: received jobs start late although slots are free.",
-                    "r": "A long time from received to started is no sign of it here.",
+                    "ss": "The sign of it: jobs are received late, and start late, although slots are free.",
+                    "sr": "The sign of it: jobs are received late although slots are free; once received they start.",
+                    "rs": "The sign of it: received jobs start late although slots are free.",
+                    "rr": "Neither the time until a job is received nor the one until it starts is a sign of it here.",
                 },
             ),
             Rule(
