@@ -12,7 +12,8 @@ experiment = Experiment(
         Arms({"pool": ("threads", "eventlet", "gevent"), "concurrency": (100,), "pacer": (Burst(200),)}),
         Arms({"pool": ("prefork",), "concurrency": (100,), "pacer": (Burst(200),)}, in_quick=False),
         Arms({"pool": ("eventlet", "gevent"), "concurrency": (1000,), "pacer": (Burst(2000),)}),
-        Arms({"pool": ("threads",), "concurrency": (1000,), "pacer": (Burst(2000),)}, in_quick=False),
+        # A thousand processes are left out, with the reason, where they do not fit into memory. No claim rests on them.
+        Arms({"pool": ("threads", "prefork"), "concurrency": (1000,), "pacer": (Burst(2000),)}, in_quick=False),
     ),
     claims=(
         Claim(

@@ -68,6 +68,13 @@ def cgroup_cores() -> float | None:
     return None
 
 
+def free_memory_bytes() -> int:
+    """Memory that programs may still take without swapping: the machine's, or what the cgroup leaves of it."""
+    free = int(psutil.virtual_memory().available)
+    limit, used = (_read(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    return min(free, max(0, int(limit) - int(used))) if limit.isdigit() and used.isdigit() else free
+
+
 def fingerprint() -> dict[str, Any]:
     """The machine and the versions, as plain JSON values. No host name, no user, no path: reports are shown around."""
     return {

@@ -4,12 +4,15 @@ import sys
 from collections import Counter
 from dataclasses import replace
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.catalogue import EXPERIMENTS
-from lab.measure import Order, cannot_run, continued, measure, same_setups
+from lab import measure
+from lab.environment import free_memory_bytes
+from lab.measure import Order, cannot_run, continued, same_setups
 from lab.model import FREE_THREADED, UP_TO_CORES, Arms, BadInput, Experiment, Load, Setup, Trial, up_to
 from lab.plan import expected_s, plan
 from producer.pacers import Burst, Constant
@@ -159,6 +162,22 @@ def test_interpreters_side_by_side_need_a_python_that_has_them():
     assert reason is None or "3.14" in reason
 
 
+def test_processes_that_do_not_fit_into_memory_are_left_out_with_the_figures(monkeypatch):
+    thousand = replace(SETUP, pool="prefork", concurrency=1000)
+    # Given a machine with 4 GB to spare; then a thousand processes are refused, and as many threads are not
+    monkeypatch.setattr(measure, "free_memory_bytes", lambda: 4_000_000_000)
+    assert str(cannot_run(thousand)).startswith("1000 prefork slots need about 24 GB of memory, 24 MB each, and 4 GB")
+    assert cannot_run(replace(thousand, pool="threads")) is None
+    assert cannot_run(replace(thousand, concurrency=100)) is None
+    # When there is room, they run
+    monkeypatch.setattr(measure, "free_memory_bytes", lambda: 64_000_000_000)
+    assert cannot_run(thousand) is None
+
+
+def test_the_memory_that_is_free_is_no_more_than_the_machine_has():
+    assert 0 < free_memory_bytes() <= psutil.virtual_memory().total
+
+
 def test_what_cannot_run_is_left_out_of_the_trials_by_name(monkeypatch, tmp_path):
     # Given no interpreter without a GIL; then the setups that want one are named and the others are planned
     monkeypatch.delenv("SIDESTEP_FREE_THREADED", raising=False)
@@ -295,4 +314,4 @@ def test_a_suite_that_goes_on_names_every_revision_that_measured_it():
 def test_an_append_only_file_is_the_embedded_servers(tmp_path):
     order = Order((MANY,), tmp_path, broker_url="redis://127.0.0.1:1/0", persist=True)
     with pytest.raises(BadInput, match="--persist is for the embedded server"):
-        next(measure(order, say=print))
+        next(measure.measure(order, say=print))

@@ -48,6 +48,7 @@ from lab.stats import throughput_hz
 from lab.verdict import judge_all
 from producer.pacers import Burst, Constant
 from producer.payloads import Calibrated
+from tests.fakes import make_resources, make_run, make_samples
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' [bold red]x[/] \x1b[31m \x00 \ud800 </style> --> ]]>"
@@ -431,6 +432,27 @@ def test_a_long_run_is_cut_and_the_chart_says_what_was_cut() -> None:
     assert len(html) < 400_000
 
 
+def test_the_cheapest_slots_are_sought_among_those_that_are_busy() -> None:
+    # Given three pools of ten slots: the lightest stands idle, and of the others the second weighs less
+    def run(pool: str, pss: int, ended_s: float, slots: int = 10):
+        setup = Setup("snooze", FrozenArgs(ms=500), Burst(20), pool, slots)
+        ends = [round(ended_s * 1e9)] * 20
+        samples = make_samples(ended_ns=ends, started_ns=[end - 400_000_000 for end in ends])
+        return make_run(setup=setup, samples=samples, resources=make_resources(worker_pss_bytes=pss))
+
+    runs = [run("prefork", 200 << 20, 1), run("threads", 50 << 20, 1), run("gevent", 40 << 20, 9)]
+    table = tables.cheapest(groups(runs))
+    assert table
+    assert [row[:3] for row in table.rows] == [("10", "threads", "5.00")]
+    assert table.rows[0][-1] == "gevent"
+    # When none is busy enough, none is named; and one pool alone has no rival
+    idle = tables.cheapest(groups([run("threads", 1 << 20, 9), run("gevent", 1 << 20, 9)]))
+    assert idle
+    assert idle.rows[0][1] == "no pool"
+    assert tables.cheapest(groups([run("threads", 1 << 20, 1)])) is None
+    assert tables.cheapest(groups([run("threads", 1 << 20, 1, 8), run("gevent", 1 << 20, 1, 8)])) is None
+
+
 def test_percentiles_are_of_pooled_samples_not_averages() -> None:
     # Given 99 fast jobs in one repeat and 101 slow ones in another
     fast, slow = (
@@ -476,7 +498,7 @@ def test_tables_are_as_wide_as_their_headings() -> None:
     made = {make.__name__: make(arms) for make in TABLES}
     # Nothing ran beside, nothing was handed over, written or read, and no payload was sent
     assert {name for name, table in made.items() if table is None} == {
-        "arrivals", "beside", "coding", "messages", "collected", "watching", "machines"
+        "arrivals", "beside", "cheapest", "coding", "messages", "collected", "watching", "machines"
     }  # fmt: skip
     for table in filter(None, made.values()):
         assert {len(row) for row in table.rows} == {len(table.columns)}

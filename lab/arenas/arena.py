@@ -17,6 +17,8 @@ from lab.children import last_words
 from lab.model import LabError
 
 BOOT_TIMEOUT_S = 60.0
+BOOT_SLOT_S = 0.2
+"""More for each slot: a hundred prefork processes take 7 to 9 s to come up on two cores."""
 """A cold disk and a busy machine may need most of it; a worker that is up takes about one."""
 
 
@@ -42,19 +44,26 @@ class Arena(Protocol):
 
 
 def await_ready(
-    fd: int, process: subprocess.Popen[Any], log: Path, what: str, *, check: Callable[[], object] = bool
+    fd: int,
+    process: subprocess.Popen[Any],
+    log: Path,
+    what: str,
+    *,
+    check: Callable[[], object] = bool,
+    slots: int = 0,
 ) -> dict[str, Any]:
     """The line that a process writes to `fd` when it is ready. Raises LabError when it ends or takes too long.
 
-    `check` is called every second meanwhile: what it raises ends the waiting.
+    `check` is called every second meanwhile: what it raises ends the waiting. Many `slots` are given more time.
     """
-    deadline, line = time.monotonic() + BOOT_TIMEOUT_S, b""
+    patience_s = BOOT_TIMEOUT_S + BOOT_SLOT_S * slots
+    deadline, line = time.monotonic() + patience_s, b""
     while not line.endswith(b"\n"):
         if not select.select([fd], [], [], 1)[0]:
             check()
             if time.monotonic() < deadline:
                 continue
-            raise LabError(f"{what} was not ready within {BOOT_TIMEOUT_S:.0f} s; its last words: {last_words(log)}")
+            raise LabError(f"{what} was not ready within {patience_s:.0f} s; its last words: {last_words(log)}")
         piece = os.read(fd, 4096)
         if not piece:
             process.poll()

@@ -71,7 +71,9 @@ class CeleryWorkers:
                 for fd, worker, log in pending:
                     try:
                         # A worker without a broker tries again for minutes.
-                        self.about = await_ready(fd, worker, log, f"worker {setup.label!r}", check=broker.ping)
+                        self.about = await_ready(
+                            fd, worker, log, f"worker {setup.label!r}", check=broker.ping, slots=setup.slots
+                        )
                     finally:
                         os.close(fd)
             self.boot_s = time.monotonic() - begun

@@ -34,12 +34,14 @@ from lab.stats import (
     latency_p50_s,
     pss_bytes_per_slot,
     quantile,
+    slots_busy,
     watcher_cpu_s_per_job,
     worker_cpu_s_per_job,
 )
 from producer.pacers import Burst, Closed
 from producer.payloads import Cycle
 from tasks.carriers import THINGS, Outcome, unpack
+from tasks.jobs import JOBS, Nature
 from tasks.pools import POOLS
 from tasks.transcode import CHANGED
 
@@ -425,6 +427,56 @@ def cost(groups: Sequence[Group]) -> Table | None:
     return Table("What it cost", columns, rows, notes)
 
 
+ENOUGH_BUSY = 0.6
+"""Share of the slots' time, as the claims of `io-slots` ask for: a slot that stands idle is no bargain."""
+MANY_SLOTS = 10
+"""From here on what a slot adds outweighs what the worker itself weighs."""
+
+
+def cheapest(groups: Sequence[Group]) -> Table | None:
+    """Which pool's slots weigh least, of those that are busy; None where no two pools had as many slots to fill."""
+    rivals: dict[int, list[Group]] = {}
+    for g in groups:
+        setup = g.setup
+        fills = isinstance(setup.pacer, Burst) and setup.pacer.count >= setup.slots >= MANY_SLOTS
+        if fills and setup.queued and JOBS[setup.job].nature is Nature.WAITS and g.values(pss_bytes_per_slot):
+            rivals.setdefault(setup.slots, []).append(g)
+    rows = tuple(_cheapest_row(n, some) for n, some in sorted(rivals.items()) if len(some) > 1)
+    if not rows:
+        return None
+    columns = (
+        Column("slots"),
+        Column("least memory, busy"),
+        Column("memory per slot", "MiB (range)"),
+        Column("slots busy", "% (range)"),
+        Column("too idle to count", only_wide=True),
+    )
+    notes = (
+        f"Of the pools that keep at least {ENOUGH_BUSY:.0%} of so many slots busy with waits, the one whose slot "
+        "weighs least. A pool that could not run here is listed with what was left out.",
+    )
+    return Table("The cheapest slots that are busy", columns, rows, notes)
+
+
+def _cheapest_row(slots: int, rivals: Sequence[Group]) -> tuple[str, ...]:
+    def mean(group: Group, measure: Callable[[Run], float]) -> float:
+        values = group.values(measure)
+        return math.fsum(values) / len(values) if values else math.nan
+
+    busy = [g for g in rivals if mean(g, slots_busy) >= ENOUGH_BUSY]
+    idle = ", ".join(g.setup.pool for g in rivals if g not in busy) or NONE
+    if not busy:
+        return (str(slots), "no pool", NONE, NONE, idle)
+    best = min(busy, key=lambda g: mean(g, pss_bytes_per_slot))
+    return (
+        str(slots),
+        best.setup.pool,
+        spread(best.values(pss_bytes_per_slot), 1 / MIB),
+        spread(best.values(slots_busy), 100),
+        idle,
+    )
+
+
 def watching(groups: Sequence[Group]) -> Table | None:
     """What it took to listen; None where nobody did."""
     listened = [g for g in groups if g.values(watcher_cpu_s_per_job)]
@@ -560,7 +612,7 @@ def machines(groups: Sequence[Group]) -> Table | None:
 TABLES: tuple[Make, ...] = (
     arrivals,
     coding,
-    *map(timed, (throughput, where_the_rest_went, service, beside, latency, cost)),
+    *map(timed, (throughput, where_the_rest_went, service, beside, latency, cost, cheapest)),
     messages,
     watching,
     broker,
