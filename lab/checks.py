@@ -134,7 +134,7 @@ def unsure_waits(run: Run) -> Iterator[str]:
 
 NEARER = "put the broker nearer to the machines, or measure longer jobs"
 SPOILS: Mapping[str, frozenset[str]] = {
-    "unsure_waits": frozenset({"latency_p50_s", "latency_p99_s", "wait_p99_s", "fetch_p50_s"}),
+    "unsure_waits": frozenset({"latency_p50_s", "latency_p99_s", "wait_p99_s", "fetch_p50_s", "beside_p99_s"}),
 }
 """Checks whose faults concern these measures alone; those of all others concern every measure."""
 

@@ -43,6 +43,11 @@ def beside_hz(run: Run) -> float:
     return _rate_hz(run.samples.others)
 
 
+def beside_p99_s(run: Run) -> float:
+    """Time from due to ended that 99 % of the jobs beside the setup's own stayed within."""
+    return quantile(run.samples.others.latency_s, 0.99)
+
+
 def _rate_hz(samples: Samples) -> float:
     if not len(samples):
         return math.nan
@@ -238,6 +243,7 @@ MEASURES: Mapping[str, Callable[[Run], float]] = {
             latency_p99_s,
             cores_used,
             beside_hz,
+            beside_p99_s,
             wait_p99_s,
             fetch_p50_s,
             held_p50_s,

@@ -129,11 +129,11 @@ ROWS = (
             Rule(
                 ("separate-queues/quick", "separate-queues/slow"),
                 {
-                    "ss": "Give quick and computing jobs a queue and a worker each: the quick ones gain, the others "
-                    "keep their pace.",
+                    "ss": "Give quick and computing jobs a queue and a worker each: the quick ones gain, and the "
+                    "others wait at most twice as long.",
                     "sr": "A queue each helps the quick jobs at the price of the computing ones: give those more "
                     "processes.",
-                    "rs": "A queue each does not halve the quick jobs' latency here, and costs the others nothing.",
+                    "rs": "A queue each does not halve the quick jobs' latency here, though the others bear it.",
                     "rr": "A queue each helps neither kind here: the cores are the limit.",
                 },
             ),
