@@ -1,10 +1,11 @@
 """Green threads trust you: one job that computes stops all others."""
 
-from lab.model import Arms, Claim, Experiment, Load, Ratio, Setup
+from lab.model import Arms, Claim, Curve, Experiment, Load, Ratio, Setup
 from producer.pacers import Burst, Constant
 from producer.payloads import Calibrated
 
 COMPUTING = Load("spin", {"loops": Calibrated(ms=600)}, Burst(2))
+UNPATCHED = Load("stall", {"ms": 600}, Burst(2))
 
 
 def _delay(pool: str) -> Claim:
@@ -26,12 +27,26 @@ experiment = Experiment(
     base=Setup(job="snooze", args={"ms": 20}, pacer=Constant(50, 3), concurrency=50),
     arms=(
         Arms({"pool": ("eventlet", "gevent", "threads"), "beside": (None, COMPUTING)}),
+        Arms({"pool": ("gevent",), "beside": (UNPATCHED,)}),
         Arms({"pool": ("gevent",), "beside": (COMPUTING,), "apart": ("prefork",)}),
         Arms({"pool": ("eventlet",), "beside": (COMPUTING,), "apart": ("prefork",)}, in_quick=False),
     ),
     claims=(
         _delay("eventlet"),
         _delay("gevent"),
+        Claim(
+            id="green-trust/unpatched",
+            says="Under gevent, two jobs that wait 600 ms by a sleep it has not replaced make the slowest quick jobs"
+            " at least 20 times as slow, too.",
+            measure=Ratio(
+                "latency_p99_s",
+                of={"pool": "gevent", "beside": UNPATCHED},
+                to={"pool": "gevent", "beside": None},
+            ),
+            at_least=20,
+            why="A greenlet gives way only in calls that gevent knows; drivers in C wait without telling it.",
+            advice="Before a library goes to a green worker, ask whether its waits are patched; try it under load.",
+        ),
         Claim(
             id="green-trust/separate-queue",
             says="A queue of its own for the computing jobs takes at least nine tenths of that delay away.",
@@ -59,4 +74,7 @@ experiment = Experiment(
         ),
     ),
     quick={"pacer": Constant(50, 2)},
+    charts=(
+        Curve("Slowest quick jobs against the number of jobs that do not give way", y="latency_p99_s", x="computing"),
+    ),
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import os
+import sys
 import time
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 from tasks.cpu import spin
@@ -19,6 +21,22 @@ FETCH_TIMEOUT_S = 30.0
 def snooze(ms: float) -> float:
     """Sleep `ms` milliseconds; under eventlet and gevent the sleep is cooperative, since they replace `time.sleep`."""
     time.sleep(ms / 1000)
+    return ms
+
+
+def _plain_sleep() -> Callable[[float], None]:
+    """`time.sleep` as it was before eventlet or gevent replaced it."""
+    if (gevent := sys.modules.get("gevent.monkey")) and gevent.is_module_patched("time"):
+        return cast("Callable[[float], None]", gevent.get_original("time", "sleep"))
+    if (eventlet := sys.modules.get("eventlet.patcher")) and eventlet.is_monkey_patched("time"):
+        return cast("Callable[[float], None]", eventlet.original("time").sleep)
+    return time.sleep
+
+
+@job(Nature.WAITS, expect=lambda ms: ms)
+def stall(ms: float) -> float:
+    """Sleep `ms` milliseconds without giving way, as C code does that nobody has patched."""
+    _plain_sleep()(ms / 1000)
     return ms
 
 

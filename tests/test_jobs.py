@@ -40,6 +40,7 @@ ARGS = {
     "transcode": {"codec": "json", "compression": None, "shape": "tree", "size_bytes": 200, "step": "size"},
     "carry": {"payload": [1, 2, 3], "loops": 3},
     "snooze": {"ms": 1},
+    "stall": {"ms": 1},
     "fetch": {"url": "http://127.0.0.1:1/", "key": 7},
     "ask": {"key": 7},
     "mixed": {"loops": 1001, "io_ms": 1},
@@ -101,6 +102,7 @@ def test_jobs_that_repeat_their_key_are_expected_to():
         ("squeeze", {"chunks": 3}, 3 * len(zlib.compress(CHUNK, 6))),
         ("mixed", {"loops": 5, "io_ms": 0}, 10),
         ("snooze", {"ms": 0}, 0),
+        ("stall", {"ms": 0}, 0),
         ("echo", {"payload": [1, "a"]}, [1, "a"]),
         ("blend", {"loops": 0, "chunks": 0}, f"0 {hashlib.sha256().hexdigest()}"),
         # Neither 1001 nor 13 is a multiple of the slices in which the two kinds of work alternate
@@ -136,6 +138,7 @@ def test_more_of_a_job_that_scales_is_more_work():
 def test_jobs_that_wait_say_so():
     assert {name for name, job in JOBS.items() if job.nature is Nature.WAITS} == {
         "snooze",
+        "stall",
         "fetch",
         "ask",
         "naps",

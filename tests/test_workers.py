@@ -348,6 +348,17 @@ def test_the_parts_of_a_jobs_way_are_its_whole_way(runner, pool, rtt_ms):
         assert bill.whole_s(run).min() >= 2 * rtt_ms / 1e3
 
 
+@pytest.mark.parametrize(("pool", "in_turn"), [("gevent", True), ("eventlet", True), ("threads", False)])
+def test_a_stalling_job_lets_no_other_greenlet_run(runner, pool, in_turn):
+    skip_if_missing(pool)
+    # Given two jobs of 300 ms for two slots; when they sleep as the pool wants it, they do so at once
+    setup = Setup(job="snooze", args={"ms": 300}, pacer=Burst(2), pool=pool, concurrency=2)
+    snoozed, stalled = (runner.run(Trial("test", replace(setup, job=job), 0)).samples for job in ("snooze", "stall"))
+    assert snoozed.started_ns.max() < snoozed.ended_ns.min()
+    # And when they stall, greenlets take turns, and threads do not care
+    assert bool(stalled.started_ns.max() >= stalled.ended_ns.min()) is in_turn
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_it_is_seen_when_each_job_was_acknowledged(runner, pool):
     skip_if_missing(pool)
