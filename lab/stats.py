@@ -173,6 +173,14 @@ def commands_per_job(run: Run) -> float:
     return total / max(run.ledger.issued, 1) if total else math.nan
 
 
+def additions(run: Run) -> int | None:
+    """How often `tally` jobs added to their one counter, those before the clock began too; None without rounds."""
+    setup, rounds = run.trial.setup, run.trial.setup.args.get("rounds")
+    if not len(run.samples.own) or not isinstance(rounds, int):
+        return None
+    return rounds * (len(run.samples.own) + setup.slots)
+
+
 def lost_updates(run: Run) -> float:
     """The share of the additions to the one counter of the `tally` jobs that are missing at the end.
 
@@ -180,12 +188,11 @@ def lost_updates(run: Run) -> float:
     In one process the last job to end saw the final count. Of several processes the last to end need not be the last
     to add, so there it is the highest that any saw: right for a counter that only grows.
     """
-    s, setup = run.samples.own, run.trial.setup
-    rounds = setup.args.get("rounds")
-    if not len(s) or not isinstance(rounds, int):
+    s, added = run.samples.own, additions(run)
+    if added is None:
         return math.nan
     final = s.value.max() if len(np.unique(s.worker)) > 1 else s.value[s.ended_ns == s.ended_ns.max()].max()
-    return 1 - float(final) / (rounds * (len(s) + setup.slots))
+    return 1 - float(final) / added
 
 
 def disorder(run: Run) -> float:
@@ -195,6 +202,19 @@ def disorder(run: Run) -> float:
     if n < 2:
         return math.nan
     return float(np.sum(np.triu(ended[:, None] > ended[None, :], 1))) / (n * (n - 1) / 2)
+
+
+def reordered(one: Run, other: Run) -> float:
+    """The share of all pairs of jobs that ended in another order in one run than in the other; 0 is the same order.
+
+    Not a number where the runs have not the same number of jobs, or too few.
+    """
+    first, second = (np.argsort(np.argsort(run.samples.own.ended_ns, kind="stable")) for run in (one, other))
+    n = len(first)
+    if n != len(second) or n < 2:
+        return math.nan
+    swapped = (first[:, None] > first[None, :]) != (second[:, None] > second[None, :])
+    return float(np.sum(np.triu(swapped, 1))) / (n * (n - 1) / 2)
 
 
 def gil_on(run: Run) -> float:

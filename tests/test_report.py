@@ -47,8 +47,9 @@ from lab.report.units import interval, number, plain
 from lab.stats import throughput_hz
 from lab.verdict import judge_all
 from producer.pacers import Burst, Constant
-from producer.payloads import Calibrated
+from producer.payloads import Calibrated, Payload
 from tests.fakes import make_resources, make_run, make_samples
+from tests.simulator import simulate
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' [bold red]x[/] \x1b[31m \x00 \ud800 </style> --> ]]>"
@@ -453,6 +454,54 @@ def test_the_cheapest_slots_are_sought_among_those_that_are_busy() -> None:
     assert tables.cheapest(groups([run("threads", 1 << 20, 1, 8), run("gevent", 1 << 20, 1, 8)])) is None
 
 
+def test_lost_updates_are_counted_and_orders_compared_from_run_to_run() -> None:
+    # Given three runs of four jobs that add 10 each in two slots, so 60 additions, of which 15 are missing
+    tally = Setup("tally", FrozenArgs(rounds=10, guard="none"), Burst(4), "threads", 2)
+    orders = ([1, 2, 3, 4], [1, 2, 3, 4], [4, 3, 2, 1])
+    runs = [
+        make_run(setup=tally, repeat=i, samples=make_samples(ended_ns=ends, value=[45] * 4))
+        for i, ends in enumerate(orders)
+    ]
+    table = tables.races(groups(runs))
+    assert table
+    # Then the third run turned every pair round, and the second none
+    assert table.rows[0][1:] == ("60", "15", "33.3 (0\N{EN DASH}100)", "50.0 (0\N{EN DASH}100)", "3")
+    assert tables.races(groups([make_run()])) is None
+
+
+def test_a_locks_price_is_shown_by_kind_and_threads_with_its_share_of_a_job() -> None:
+    # Given two kinds of locks, each held ten times a job of 1 and of 2 ms
+    runs = [
+        make_run(
+            setup=Setup("hold", FrozenArgs(kind=kind, rounds=10), Burst(2), "threads", slots, queued=False),
+            samples=make_samples(ended_ns=[slots * 1_000_000] * 2),
+        )
+        for kind in ("Lock", "RLock")
+        for slots in (2, 1)
+    ]
+    table = tables.rounds(groups(runs))
+    assert table
+    assert [row[:4] for row in table.rows] == [
+        (kind, threads, us, share)
+        for kind in ("Lock", "RLock")
+        for threads, us, share in (("1", "100", "10.0 %"), ("2", "200", "20.0 %"))
+    ]
+
+
+def test_the_price_of_a_megabyte_is_the_slope_between_two_sizes() -> None:
+    # Given the simulator's ways, whose pipe copies a byte in 10 ns; when 100 bytes and a megabyte go through it
+    setups = [
+        Setup("carry", FrozenArgs(payload=Payload("records", size), loops=1), Constant(5, 1), steps=True)
+        for size in (100, 1_000_000)
+    ]
+    runs = [simulate(Trial("x", setup, 0), run_noise=0, block_noise=0) for setup in setups]
+    table = tables.per_megabyte(groups(runs))
+    assert table
+    assert table.rows[0][1] == "10.0"
+    # And one size alone has no slope
+    assert tables.per_megabyte(groups(runs[:1])) is None
+
+
 def test_percentiles_are_of_pooled_samples_not_averages() -> None:
     # Given 99 fast jobs in one repeat and 101 slow ones in another
     fast, slow = (
@@ -498,7 +547,8 @@ def test_tables_are_as_wide_as_their_headings() -> None:
     made = {make.__name__: make(arms) for make in TABLES}
     # Nothing ran beside, nothing was handed over, written or read, and no payload was sent
     assert {name for name, table in made.items() if table is None} == {
-        "arrivals", "beside", "cheapest", "coding", "messages", "collected", "watching", "machines"
+        "arrivals", "beside", "cheapest", "coding", "messages", "collected", "races", "rounds", "per_megabyte",
+        "watching", "machines"
     }  # fmt: skip
     for table in filter(None, made.values()):
         assert {len(row) for row in table.rows} == {len(table.columns)}

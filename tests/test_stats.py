@@ -34,6 +34,7 @@ from lab.stats import (
     mean,
     mean_of_logs,
     quantile,
+    reordered,
     repeats_to_decide,
     t_probability,
     t_quantile,
@@ -277,6 +278,7 @@ def test_each_measure_is_what_its_name_says():
         "latency_p99_s": 3.0,
         "cores_used": 3 / 4,
         "beside_hz": nan,  # nothing runs beside it
+        "beside_p99_s": nan,
         "wait_p99_s": 1.0,
         "fetch_p50_s": 0.0,
         "ack_gap_p50_s": nan,  # its steps were not marked
@@ -347,6 +349,7 @@ def test_what_runs_beside_the_setups_own_jobs_is_measured_apart_from_them():
     # Given both loads, each has a rate of its own
     assert MEASURES["throughput_hz"](mixed) == 2 / 1.5
     assert MEASURES["beside_hz"](mixed) == 2 / 8
+    assert MEASURES["beside_p99_s"](mixed) == 8.0
     # And everything else of single jobs is about the setup's own
     for name in ("latency_p50_s", "latency_p99_s", "service_p50_s"):
         assert MEASURES[name](mixed) == 0.5, name
@@ -433,6 +436,15 @@ def test_disorder_is_counted_pair_by_pair(ended: list[int]):
 
 
 GIL_ON = Level("gil_on", of={"concurrency": 2})
+
+
+def test_two_runs_are_as_reordered_as_pairs_of_jobs_changed_places():
+    first, second, shorter = (
+        make_run(samples=make_samples(ended_ns=ends)) for ends in ([1, 2, 3, 4], [10, 40, 30, 20], [1, 2])
+    )
+    assert reordered(first, first) == 0
+    assert reordered(first, second) == reordered(second, first) == 3 / 6
+    assert math.isnan(reordered(first, shorter))
 
 
 def test_a_level_is_the_measure_itself_repeat_by_repeat():

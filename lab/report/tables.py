@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from lab.axes import codec, compression, shape, size_bytes
+from lab.bill import MEASURES as OF_THE_WAY
 from lab.bill import (
     argument_text_bytes,
     base64_bytes,
@@ -22,18 +24,25 @@ from lab.bill import (
     encode_us,
     header_bytes,
     message_bytes,
+    overhead_s,
 )
-from lab.model import Ledger, Run, Seconds, Setup
+from lab.model import FrozenArgs, Ledger, Run, Seconds, Setup
 from lab.report import loads
 from lab.report.groups import Group, rate_hz
 from lab.report.loads import offered_hz
 from lab.report.speedup import busy_share, computing_s, service_s, speedups, stalled_s
-from lab.report.units import MIB, NONE, TIMES, TO, number, spread, sure
+from lab.report.units import MIB, NONE, TIMES, TO, number, share, spread, sure
 from lab.stats import (
+    additions,
     beside_hz,
+    disorder,
     latency_p50_s,
+    lost_updates,
+    mean,
     pss_bytes_per_slot,
     quantile,
+    reordered,
+    round_us,
     slots_busy,
     watcher_cpu_s_per_job,
     worker_cpu_s_per_job,
@@ -69,6 +78,7 @@ class Table:
 Make = Callable[[Sequence[Group]], Table | None]
 SETUP = Column("setup")
 MS = 1e3
+hop_part_s = OF_THE_WAY["hop_part_s"]
 KEEPS_UP = 0.95
 """Below this share of the offered rate the queue grew: the last job of an open load always ends a little late."""
 
@@ -151,6 +161,109 @@ def _coded(group: Group, say: Callable[[Group], str]) -> str:
     if any(CHANGED in run.samples.own.value for run in group.runs):
         return "changed"
     return say(group)
+
+
+def races(groups: Sequence[Group]) -> Table | None:
+    """How many additions were lost, and how the order of ends changes; None where no job counts."""
+    if not any(g.setup.job == "tally" and g.jobs for g in groups):
+        return None
+    rows = tuple(
+        (
+            g.label,
+            spread(g.values(_added), decimals=0),
+            spread(g.values(_lost), decimals=0),
+            spread(g.values(disorder), 100),
+            spread([reordered(one, other) for one, other in pairwise(g.runs)], 100),
+            str(len(g.runs)),
+        )
+        for g in groups
+    )
+    columns = (
+        SETUP,
+        Column("additions", "(range)"),
+        Column("lost", "(range)"),
+        Column("ended out of order", "% of pairs (range)"),
+        Column("from run to run", "% of pairs (range)", only_wide=True),
+        Column("n", "repeats"),
+    )
+    notes = (
+        "Lost are additions that the counter lacks at the end. Out of order: pairs of jobs that ended in another order "
+        "than they were sent. From run to run: pairs that ended in another order than in the repeat before, where the "
+        "same jobs were sent in the same order.",
+    )
+    return Table("Lost updates, and the order of ends", columns, rows, notes)
+
+
+def _added(run: Run) -> float:
+    return float(additions(run) or math.nan) if run.trial.setup.job == "tally" else math.nan
+
+
+def _lost(run: Run) -> float:
+    return lost_updates(run) * _added(run)
+
+
+def rounds(groups: Sequence[Group]) -> Table | None:
+    """What taking a lock costs, by kind and number of threads; None where no job does that."""
+    held = [g for g in groups if g.setup.job == "hold"]
+    if not held:
+        return None
+    kinds = list(dict.fromkeys(str(g.setup.args.get("kind")) for g in held))
+    rows = tuple(
+        (kind, str(g.setup.slots), sure(price), share(price.value / MS) if price else NONE, str(len(g.runs)))
+        for kind in kinds
+        for g in sorted(held, key=lambda g: g.setup.slots)
+        if g.setup.args.get("kind") == kind
+        for price in (g.estimate(round_us),)
+    )
+    columns = (
+        Column("kind"),
+        Column("threads"),
+        Column("one round", "µs [95 %]"),
+        Column("of a 1 ms job"),
+        Column("n", "repeats"),
+    )
+    notes = (
+        "A round takes and gives back, or puts and gets; `nothing` is the loop around it. Median over jobs of the time "
+        "from started to ended, which with several threads holds the others' turns too.",
+    )
+    return Table("What a lock costs", columns, rows, notes)
+
+
+def per_megabyte(groups: Sequence[Group]) -> Table | None:
+    """What each megabyte adds to a job's way; None where steps were not marked for two sizes of one setup."""
+    alike: dict[Setup, list[Group]] = {}
+    for g in groups:
+        if g.setup.steps and g.setup.payload_bytes:
+            same = replace(g.setup, args=FrozenArgs(), pacer=Burst(1))
+            alike.setdefault(same, []).append(g)
+    rows = []
+    for some in alike.values():
+        by_size = sorted(some, key=lambda g: g.setup.payload_bytes)
+        small, large = by_size[0], by_size[-1]
+        if small.setup.payload_bytes < large.setup.payload_bytes:
+            each = (_slopes(small, large, measure) for measure in (hop_part_s, overhead_s))
+            rows.append((large.label, *(sure(mean(slopes), MS) for slopes in each), str(len(large.runs))))
+    if not rows:
+        return None
+    columns = (
+        SETUP,
+        Column("hop to the slot", "ms per MB [95 %]"),
+        Column("whole way", "ms per MB [95 %]"),
+        Column("n", "repeats"),
+    )
+    notes = (
+        "Slope between the smallest and the largest payload of the same setup, inside each repeat: what one more "
+        "megabyte adds. The way is all but the job itself.",
+    )
+    return Table("The price of a megabyte", columns, tuple(rows), notes)
+
+
+def _slopes(small: Group, large: Group, measure: Callable[[Run], float]) -> list[float]:
+    """Seconds per megabyte in every repeat that has both."""
+    below = {run.trial.repeat: measure(run) for run in small.runs}
+    megabytes = (large.setup.payload_bytes - small.setup.payload_bytes) / 1e6
+    found = [(measure(run) - below.get(run.trial.repeat, math.nan)) / megabytes for run in large.runs]
+    return [slope for slope in found if math.isfinite(slope)]
 
 
 def messages(groups: Sequence[Group]) -> Table | None:
@@ -459,15 +572,15 @@ def cheapest(groups: Sequence[Group]) -> Table | None:
 
 
 def _cheapest_row(slots: int, rivals: Sequence[Group]) -> tuple[str, ...]:
-    def mean(group: Group, measure: Callable[[Run], float]) -> float:
+    def average(group: Group, measure: Callable[[Run], float]) -> float:
         values = group.values(measure)
         return math.fsum(values) / len(values) if values else math.nan
 
-    busy = [g for g in rivals if mean(g, slots_busy) >= ENOUGH_BUSY]
+    busy = [g for g in rivals if average(g, slots_busy) >= ENOUGH_BUSY]
     idle = ", ".join(g.setup.pool for g in rivals if g not in busy) or NONE
     if not busy:
         return (str(slots), "no pool", NONE, NONE, idle)
-    best = min(busy, key=lambda g: mean(g, pss_bytes_per_slot))
+    best = min(busy, key=lambda g: average(g, pss_bytes_per_slot))
     return (
         str(slots),
         best.setup.pool,
@@ -612,8 +725,11 @@ def machines(groups: Sequence[Group]) -> Table | None:
 TABLES: tuple[Make, ...] = (
     arrivals,
     coding,
+    races,
+    rounds,
     *map(timed, (throughput, where_the_rest_went, service, beside, latency, cost, cheapest)),
     messages,
+    per_megabyte,
     watching,
     broker,
     collected,
