@@ -1,6 +1,6 @@
 """The convoy effect inside a Celery worker: quick jobs beside computing ones, in one threads worker or apart."""
 
-from lab.model import Arms, Claim, Experiment, Load, Ratio, Setup
+from lab.model import Arms, Claim, Curve, Experiment, Load, Ratio, Setup
 from producer.pacers import Burst, Constant
 from producer.payloads import Calibrated
 
@@ -66,6 +66,14 @@ experiment = Experiment(
             needs_cores=2,
             why="Another process has another GIL; what is left to share is the cores.",
             advice="Start two workers, -P threads for what waits and -P prefork for what computes.",
+        ),
+    ),
+    charts=(
+        Curve(
+            "Median latency of quick jobs against the number of computing jobs",
+            y="latency_p50_s",
+            x="computing",
+            where={"acks_late": None},
         ),
     ),
 )

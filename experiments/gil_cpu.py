@@ -1,6 +1,6 @@
 """Threads share one GIL; processes have one each."""
 
-from lab.model import UP_TO_CORES, Arms, Claim, Experiment, Level, Ratio, Setup
+from lab.model import UP_TO_CORES, Arms, Claim, Curve, Experiment, Level, Ratio, Setup
 from producer.pacers import Burst
 from producer.payloads import Calibrated
 
@@ -84,4 +84,5 @@ experiment = Experiment(
             advice="Compare prefork with this figure, not with 2.0: a machine's own ceiling is rarely its cores.",
         ),
     ),
+    charts=(Curve("Throughput against slots", y="throughput_hz", x="slots", where={"queued": True}),),
 )

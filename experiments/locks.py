@@ -1,6 +1,6 @@
 """What a lock costs."""
 
-from lab.model import Arms, Claim, Experiment, Level, Ratio, Setup
+from lab.model import Arms, Claim, Curve, Experiment, Level, Ratio, Setup
 from producer.pacers import Burst
 
 experiment = Experiment(
@@ -59,4 +59,5 @@ experiment = Experiment(
             advice="Use an atomic command (INCR, SET NX) where one will do; lock once for a batch, not for an item.",
         ),
     ),
+    charts=(Curve("Price of one round against threads", y="round_us", x="slots"),),
 )
