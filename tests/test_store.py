@@ -232,6 +232,21 @@ def test_steps_of_another_length_than_the_samples_are_damage(tmp_path: Path):
     assert "unequal length" in refusal(tmp_path)
 
 
+def test_steps_from_before_acknowledgements_were_seen_are_read_without_them(tmp_path: Path):
+    # Given a suite whose steps lack the column
+    samples = make_samples(ended_ns=[5, 6])
+    steps = JobSteps(*(np.array([1, 2]) for _ in STEP_COLUMNS))
+    SuiteFile(tmp_path).save(make_suite(replace(make_run(samples=samples), steps=steps)))
+    document = json.loads((tmp_path / FILE).read_text())
+    del document["runs"][0]["steps"]["acked_ns"]
+    (tmp_path / FILE).write_text(json.dumps(document))
+    # Then none was seen, and the rest is what it was
+    again = load(tmp_path).runs[0].steps
+    assert again
+    assert again.acked_ns.tolist() == [0, 0]
+    assert again.finished_ns.tolist() == [1, 2]
+
+
 def test_a_file_can_be_written_again_and_again_as_runs_come(tmp_path: Path):
     file, runs = SuiteFile(tmp_path / "new" / "folder"), [make_run(repeat=n, wall_s=n + 1) for n in range(3)]
     for n in range(1, 4):
