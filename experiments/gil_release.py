@@ -1,6 +1,6 @@
 """C code that lets go of the GIL scales in threads: the control of gil-cpu."""
 
-from lab.model import UP_TO_CORES, Arms, Claim, Experiment, Ratio, Setup
+from lab.model import UP_TO_CORES, Arms, Claim, Curve, Experiment, Ratio, Setup
 from producer.pacers import Burst
 from producer.payloads import Calibrated
 
@@ -46,4 +46,5 @@ experiment = Experiment(
             advice="Look for the same in zlib, NumPy, Pillow and database drivers before paying for processes.",
         ),
     ),
+    charts=(Curve("Throughput against slots", y="throughput_hz", x="slots", where={"queued": True}),),
 )
