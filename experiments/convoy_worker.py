@@ -31,7 +31,7 @@ experiment = Experiment(
         ),
         Claim(
             id="convoy-worker/fetched",
-            says="They are received at least five times as late, although slots are free.",
+            says="Quick jobs are then received at least five times as late, although slots are free.",
             measure=Ratio("fetch_p50_s", of=TOGETHER, to=ALONE),
             at_least=5,
             why="Before a job is received the consuming thread waits for the broker at least twice, for the message and"

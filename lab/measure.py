@@ -112,16 +112,21 @@ PREFORK_SLOT_BYTES = 23_800_000
 """What `io-slots` measured with 100 slots on Linux: PSS of a prefork worker's whole tree, per slot."""
 
 
+MEMORY_SHARE = 0.8
+"""Of what is free: with less to spare the machine swaps what it measures, or kills it."""
+
+
 def _too_large(setup: Setup) -> str | None:
     """Why the setup's processes do not fit into memory; None where they do."""
     if POOLS[setup.pool].shares_gil:
         return None
     needs, free = setup.slots * PREFORK_SLOT_BYTES, free_memory_bytes()
-    if needs <= free:
+    if needs <= MEMORY_SHARE * free:
         return None
     return (
         f"{setup.slots} {setup.pool} slots need about {needs / 1e9:.0f} GB of memory, "
-        f"{PREFORK_SLOT_BYTES / 1e6:.0f} MB each, and {free / 1e9:.0f} GB are free: run it on a larger machine"
+        f"{PREFORK_SLOT_BYTES / 1e6:.0f} MB each, and of {free / 1e9:.0f} GB that are free they may take "
+        f"{MEMORY_SHARE:.0%}: run it on a larger machine"
     )
 
 

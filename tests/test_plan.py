@@ -166,9 +166,14 @@ def test_processes_that_do_not_fit_into_memory_are_left_out_with_the_figures(mon
     thousand = replace(SETUP, pool="prefork", concurrency=1000)
     # Given a machine with 4 GB to spare; then a thousand processes are refused, and as many threads are not
     monkeypatch.setattr(measure, "free_memory_bytes", lambda: 4_000_000_000)
-    assert str(cannot_run(thousand)).startswith("1000 prefork slots need about 24 GB of memory, 24 MB each, and 4 GB")
+    assert str(cannot_run(thousand)).startswith(
+        "1000 prefork slots need about 24 GB of memory, 24 MB each, and of 4 GB"
+    )
     assert cannot_run(replace(thousand, pool="threads")) is None
     assert cannot_run(replace(thousand, concurrency=100)) is None
+    # And where they would just fit, since the machine would swap
+    monkeypatch.setattr(measure, "free_memory_bytes", lambda: 25_000_000_000)
+    assert "80%" in str(cannot_run(thousand))
     # When there is room, they run
     monkeypatch.setattr(measure, "free_memory_bytes", lambda: 64_000_000_000)
     assert cannot_run(thousand) is None
