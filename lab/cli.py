@@ -428,6 +428,7 @@ def _write(target: Path, text: str) -> None:
     show_default=True,
     help="Figures of load tests that differ by a smaller share are the same.",
 )
+@click.option("--figure", "figures", multiple=True, help="Only this figure of load tests; may be given several times.")
 @click.option("--strict", is_flag=True, help="Exit 1 when a figure of a load test is worse.")
 @as_json
 @click.pass_obj
@@ -437,6 +438,7 @@ def compare_(
     any_machine: bool,
     any_load: bool,
     within: float,
+    figures: tuple[str, ...],
     strict: bool,
     want_json: bool,
 ) -> None:
@@ -447,7 +449,7 @@ def compare_(
     befores, afters = load_report_cli.sides(files)
     if all(map(load_report_cli.is_load, (*befores, *afters))):
         options = {"any_machine": any_machine, "any_load": any_load, "strict": strict, "want_json": want_json}
-        sys.exit(load_report_cli.compare_loads(befores, afters, within=within, **options))
+        sys.exit(load_report_cli.compare_loads(befores, afters, within=within, figures=figures, **options))
     if len(befores) != 1 or len(afters) != 1:
         raise BadInput("several a side can only be compared of load tests; name two suites")
     before, after = befores[0], afters[0]

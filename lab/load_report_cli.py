@@ -125,13 +125,14 @@ def compare_loads(
     any_load: bool,
     strict: bool,
     want_json: bool,
+    figures: Sequence[str] = (),
 ) -> int:
     """Say of every figure whether it is better, worse, the same, or cannot be said; the exit code."""
     first, second = ([store.load(path) for path in side] for side in (before, after_))
     difference = _machines([*first, *second])
     if difference and not any_machine:
         raise BadInput(f"the machines differ ({difference}); add --any-machine to compare all the same")
-    found = compare.compare(first, second, within=within, any_load=any_load)
+    found = compare.compare(first, second, within=within, any_load=any_load, figures=figures)
     if want_json:
         print(json.dumps(as_json(found, difference), ensure_ascii=False, allow_nan=False))
     else:
@@ -174,6 +175,7 @@ def as_json(found: Comparison, difference: str) -> dict[str, Any]:
             "ratio": export.estimate_json(row.ratio),
             "difference": export.estimate_json(row.difference),
             "change": str(row.change),
+            "chance": export.finite(row.chance),
             "because": row.because,
         }
         for row in found.rows

@@ -19,7 +19,7 @@ import pytest
 
 from lab.cli import cli
 from lab.load import export, hdr
-from lab.load.batches import Side, from_batches, from_runs, ratio
+from lab.load.batches import Side, chance, from_batches, from_runs, holm, ratio
 from lab.load.compare import Change, compare
 from lab.load.limit import answer
 from lab.load.measures import BY_NAME, estimate
@@ -166,6 +166,76 @@ def test_two_runs_of_one_truth_rarely_differ():
     assert any(compare([a], [b], any_load=True).rows[2].ratio for a, b in pairs)
 
 
+def of_two_kinds(seed: int, *, failed: int = 0, **changed: object) -> Outcome:
+    """A run of jobs of two kinds, whose speed differs by a few percent from one start to the next."""
+    whole = loaded.outcome(60, 12, seed=seed, run_noise=0.03, **changed)  # type: ignore[arg-type]
+    other = loaded.outcome(60, 12, seed=1000 + seed, run_noise=0.03, **changed)  # type: ignore[arg-type]
+    n = whole.ledger.issued
+    ledger = Ledger(n, n - failed, failed, 0)
+    one, two = (replace(run.kinds["spin"], ledger=ledger, retried=failed) for run in (whole, other))
+    return replace(whole, ledger=ledger, retried=failed, kinds={"spin": one, "echo": two})
+
+
+def test_of_comparisons_without_a_change_hardly_one_in_twenty_fails():
+    # Given 120 comparisons of three runs a side, a few of whose jobs fail, and among which nothing changed
+    rng, false = random.Random(3), 0
+    pool = [of_two_kinds(seed, failed=rng.choice((0, 1, 2))) for seed in range(60)]
+    for _ in range(120):
+        drawn = rng.sample(pool, 6)
+        found = changes(drawn[:3], drawn[3:], any_load=True)
+        # When any of the forty figures would fail a pull request
+        assert len(found) > 40
+        false += Change.WORSE in found.values()
+    # Then that is at most about one comparison in twenty, and not one in five
+    assert false / 120 <= 0.05
+
+
+def test_with_no_margin_left_the_figures_together_still_err_once_in_twenty():
+    # Given 2000 sets of ten figures that just touch the margin, each seen by two times four runs
+    rng, false = random.Random(7), 0
+    for _ in range(2000):
+        chances = []
+        for _ in range(10):
+            before, after = ([100 * math.exp(rng.gauss(at, 0.05)) for _ in range(4)] for at in (0.0, math.log(1.05)))
+            first, second = from_runs(before), from_runs(after)
+            assert not isinstance(first, str)
+            assert not isinstance(second, str)
+            chances.append(chance(first, second, margin=math.log(1.05)))
+        false += any(holm(chances))
+    # Then hardly more than one set in twenty tells a false difference: 0.05 and two standard errors
+    assert false / 2000 <= 0.06
+
+
+def test_a_difference_that_is_sure_and_small_is_no_reason_to_fail():
+    # Given runs that scatter by a thousandth, and ones that are 2 % slower
+    base = loaded.outcome(40, 12)
+    before, after = ([replace(base, worker_cpu_s=cpu_s * (1 + i / 1000)) for i in range(3)] for cpu_s in (10.0, 10.2))
+    # Then they count as the same; when one looks closer they are worse
+    found = {row.measure.name: row for row in compare(before, after).rows}["workers' CPU time a job"]
+    assert found.ratio is not None
+    assert found.ratio.low > 1
+    assert found.change is Change.SAME
+    rows = compare(before, after, within=0.005, figures=["workers' CPU time a job"]).rows
+    assert [row.change for row in rows] == [Change.WORSE]
+
+
+def test_every_metric_is_compared_and_so_is_each_kind_of_job():
+    slow = [of_two_kinds(seed, failed=300, work_ms=14.0) for seed in range(5)]
+    quick = [of_two_kinds(10 + seed) for seed in range(5)]
+    rows = {row.measure.name: row for row in compare(slow, quick, any_load=True).rows}
+    for name in ("latency mean", "service mean", "failed", "retried", "spin: failed", "echo: service p50"):
+        assert rows[name].change is Change.BETTER, rows[name]
+    for name in ("latency max", "depth, deepest", "wrong", "lost", "spin: latency p99", "echo: done twice or more"):
+        assert name in rows
+    assert "spin: generator's lag p99" not in rows
+
+
+def test_a_figure_that_there_is_not_is_refused_with_those_that_there_are():
+    one = loaded.outcome(60, 12)
+    with pytest.raises(BadInput, match="no figure 'p99'; there are: throughput, latency p50"):
+        compare([one], [one], figures=["p99"])
+
+
 def test_what_is_too_short_cannot_be_said():
     short = [loaded.outcome(60, 12, seed=seed, warmup_s=1.0) for seed in (0, 1)]
     rows = {row.measure.name: row for row in compare(short[:1], short[1:], any_load=True).rows}
@@ -287,6 +357,45 @@ def test_the_example_for_ci_names_only_verbs_and_options_that_there_are():
         assert {word for word in rest if re.fullmatch(r"--\w[\w-]*", word)} <= known, call
     # And the first keeps what a reviewer wants to see
     assert "--junit" in calls[0]
+    # And figures that the comparison names are ones that there are
+    words = shlex.split(calls[2])
+    named = [words[i + 1] for i, word in enumerate(words) if word == "--figure"]
+    assert named
+    assert set(named) <= set(BY_NAME)
+
+
+def test_both_sides_of_the_example_for_ci_work_on_one_scenario_which_the_base_need_not_have(tmp_path: Path):
+    # Given the loop of the workflow, on a base without the scenario, and stand-ins for celery and sidestep
+    yaml = pytest.importorskip("yaml", reason="the extra `codecs` is not installed")
+    example = Path(__file__).parent.parent / "docs" / "examples" / "load-gate.yml"
+    steps = yaml.safe_load(example.read_text("utf-8"))["jobs"]["no-slower"]["steps"]
+    (loop,) = (step["run"] for step in steps if "bin/sidestep load" in step.get("run", ""))
+    (tmp_path / "head" / "load").mkdir(parents=True)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "head" / "load" / "gate.toml").write_text("")
+    said = tmp_path / "said"
+    for name, script in {
+        "base/bin/celery": "touch worker.pid; [ $3 = inspect ] || { /bin/sleep 60 & echo $! > worker.pid; }",
+        "head/bin/celery": "touch worker.pid; [ $3 = inspect ] || { /bin/sleep 60 & echo $! > worker.pid; }",
+        "bin/sleep": "exec /bin/sleep 0.02",
+        "sidestep/bin/sidestep": f'[ -f "$2" ] || exit 2; echo "$2 $4" >> {said}',
+    }.items():
+        file = tmp_path / "tmp" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+    # When it runs as GitHub runs it
+    loop = loop.replace("/tmp/", f"{tmp_path}/tmp/")  # noqa: S108  the workflow's own machine
+    environ = {**os.environ, "GITHUB_WORKSPACE": str(tmp_path), "SCENARIO": "load/gate.toml"}
+    environ["PATH"] = f"{tmp_path}/tmp/bin:{environ['PATH']}"
+    done = subprocess.run(
+        ["/bin/bash", "-e", "-c", loop], env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
+    # Then every run of either side is of the head's file
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in said.read_text().splitlines()]
+    assert {file for file, _ in rows} == {f"{tmp_path}/head/load/gate.toml"}
+    assert {out.rpartition("/")[2].partition("-")[0] for _, out in rows} == {"base", "head"}
 
 
 # ------------------------------------------------ the same on real workers

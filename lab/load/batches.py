@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lab.model import Estimate
-from lab.stats import t_quantile
+from lab.stats import t_probability, t_quantile
 
 T = TypeVar("T")
 
@@ -131,9 +131,39 @@ def difference(before: Side, after: Side) -> Estimate:
     return Estimate(middle, middle - half, middle + half, min(before.n, after.n))
 
 
+def chance(before: Side, after: Side, *, margin: float, logs: bool = True) -> float:
+    """How often chance alone would show so large a difference, if the truth were `margin` away from none; at most.
+
+    1 where the difference lies within the margin. Both directions count, as in a 95 % interval: below 0.05 means that
+    all of that interval lies beyond the margin.
+    """
+    scale = math.log if logs else float
+    beyond = abs(scale(after.value) - scale(before.value)) - margin
+    if beyond <= 0:
+        return 1.0
+    variance = before.variance + after.variance
+    return 1 - t_probability(beyond / math.sqrt(variance), _freedom(before, after)) if variance else 0.0
+
+
+def holm(chances: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which of these differences are told by chances so small that, over all of them, one in 20 sets tells a false one.
+
+    Holm, Scandinavian Journal of Statistics 6 (1979): the smallest is held against level/n, the next against
+    level/(n-1), until one fails; however they depend on each other.
+    """
+    told = [False] * len(chances)
+    for done, at in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
+        if chances[at] >= level / (len(chances) - done):
+            break
+        told[at] = True
+    return told
+
+
+def _freedom(before: Side, after: Side) -> int:
+    variance = before.variance + after.variance
+    return max(1, math.floor(variance**2 / math.fsum(side.variance**2 / side.freedom for side in (before, after))))
+
+
 def _half(before: Side, after: Side) -> float:
     variance = before.variance + after.variance
-    if variance == 0:
-        return 0.0
-    freedom = variance**2 / math.fsum(side.variance**2 / side.freedom for side in (before, after))
-    return t_quantile(max(1, math.floor(freedom))) * math.sqrt(variance)
+    return t_quantile(_freedom(before, after)) * math.sqrt(variance) if variance else 0.0

@@ -1,5 +1,9 @@
 """Two load tests side by side: is the second better, worse, the same, or can nobody say? Pure.
 
+Better and worse are told of differences that are both large and sure: the whole interval lies beyond the margin, and
+that at a level which holds for all figures together, so that of twenty comparisons without a change one tells a false
+one. The same is told where the whole interval lies within the margin.
+
 One run is one draw. Where each side is a single run, intervals come from batches of its own seconds and hold for
 these two runs; what differs from one start of the workers to the next is in no such interval. Several runs a side are
 compared run by run.
@@ -12,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from lab.load.batches import Side, difference, from_runs, ratio
-from lab.load.measures import MEASURES, Better, Measure, side
+from lab.load.batches import Side, chance, difference, from_runs, holm, ratio
+from lab.load.measures import MEASURES, Better, Measure, of_kinds, side
 from lab.load.model import Outcome
 from lab.model import BadInput, Estimate
 
@@ -51,6 +55,8 @@ class Row:
     """`after` over `before`; None for shares, and where nobody can say."""
     difference: Estimate | None = None
     """`after` less `before`, of shares, in shown units."""
+    chance: float = math.nan
+    """How often no change beyond the margin would show so much; not a number where nobody can say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +68,17 @@ class Comparison:
 
 
 def compare(
-    before: Sequence[Outcome], after: Sequence[Outcome], *, within: float = WITHIN, any_load: bool = False
+    before: Sequence[Outcome],
+    after: Sequence[Outcome],
+    *,
+    within: float = WITHIN,
+    any_load: bool = False,
+    figures: Sequence[str] = (),
 ) -> Comparison:
-    """Every measure that at least one side knows.
+    """Every measure that at least one side knows, of all jobs and of each kind; with `figures` only these.
 
-    Raises BadInput for loads that differ, unless `any_load`; for one run on one side and several on the other.
+    Raises BadInput for loads that differ, unless `any_load`; for one run on one side and several on the other; for a
+    figure that there is not.
     """
     single = len(before) == len(after) == 1
     if not single and min(len(before), len(after)) < 2:
@@ -83,17 +95,25 @@ def compare(
         for i, one in enumerate(some, 1)
         if one.faults
     ]
-    rows = tuple(
-        found for measure in MEASURES if (found := _row(measure, before, after, within, doubts[0] if doubts else ""))
-    )
+    measures = (*MEASURES, *of_kinds([*before, *after]))
+    if figures:
+        known = [measure.name for measure in measures]
+        if unknown := next((name for name in figures if name not in known), None):
+            raise BadInput(f"there is no figure {unknown!r}; there are: {', '.join(known)}")
+        measures = tuple(measure for measure in measures if measure.name in figures)
+    doubt = doubts[0] if doubts else ""
+    rows = _told([found for one in measures if (found := _row(one, before, after, within, doubt))])
     if single:
         notes.append(
             "one run a side: intervals come from batches of seconds within each run, and what differs from start to "
             "start is in none of them; for that, compare several runs a side (A1 A2 A3 -- B1 B2 B3)"
         )
-    told = sum(row.change is not Change.CANNOT_SAY for row in rows)
-    if told > 1:
-        notes.append(f"no correction is made for looking at {told} figures: one in twenty differs by chance")
+    tested = sum(math.isfinite(row.chance) for row in rows)
+    if tested > 1:
+        notes.append(
+            f"brackets hold for each figure alone; better and worse, for all {tested} together (Holm): the fewer "
+            "figures are asked for with --figure, or the more runs there are, the smaller a change is seen"
+        )
     return Comparison(rows, (*doubts, *notes))
 
 
@@ -129,11 +149,15 @@ def _row(
     row = Row(measure, shown[0], shown[1], Change.CANNOT_SAY, doubt)
     if doubt:
         return row
-    if measure.is_share and means == [0.0, 0.0]:
-        return _both_nothing(row, before, after)
+    if means == [0.0, 0.0]:
+        if measure.is_share:
+            return _both_nothing(row, before, after)
+        return replace(row, change=Change.SAME, because="nothing on either side")
     first, second = (_side(measure, some) for some in (before, after))
     if isinstance(first, str) or isinstance(second, str):
         return replace(row, because=first if isinstance(first, str) else str(second))
+    if measure.is_share:
+        first, second = _at_least_chance(measure, first, second, before, after)
     return _judged(row, first, second, within)
 
 
@@ -148,7 +172,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _both_nothing(row: Row, before: Sequence[Outcome], after: Sequence[Outcome]) -> Row:
-    jobs = min(sum(one.ledger.issued for one in some) for some in (before, after))
+    jobs = min(sum(row.measure.jobs(one) for one in some) for some in (before, after))
     possible = RULE_OF_THREE / jobs if jobs else 1.0
     if possible > SHARE_WITHIN:
         return replace(row, because=f"none among {jobs} jobs leaves up to {possible:.2%} possible")
@@ -156,23 +180,48 @@ def _both_nothing(row: Row, before: Sequence[Outcome], after: Sequence[Outcome])
 
 
 def _judged(row: Row, first: Side, second: Side, within: float) -> Row:
+    """The row with its interval and its chance; better and worse wait until those of all rows are known."""
     measure = row.measure
     how = first.how if first.how == second.how else f"{first.how}; {second.how}"
     if measure.is_share:
         raw = difference(first, second)
-        change = _change(measure, raw, 0.0, -SHARE_WITHIN, SHARE_WITHIN)
+        change = _same(raw, -SHARE_WITHIN, SHARE_WITHIN)
         times = measure.times
         scaled = Estimate(raw.value * times, raw.low * times, raw.high * times, raw.n)
-        return replace(row, change=change, because=how, difference=scaled)
-    found = ratio(first, second)
-    change = _change(measure, found, 1.0, 1 / (1 + within), 1 + within)
-    return replace(row, change=change, because=how, ratio=found)
+        found = chance(first, second, margin=SHARE_WITHIN, logs=False)
+        return replace(row, change=change, because=how, difference=scaled, chance=found)
+    between = ratio(first, second)
+    change = _same(between, 1 / (1 + within), 1 + within)
+    found = chance(first, second, margin=math.log1p(within))
+    return replace(row, change=change, because=how, ratio=between, chance=found)
 
 
-def _change(measure: Measure, found: Estimate, nothing: float, least: float, most: float) -> Change:
-    """The whole interval is judged: the same when all of it is near nothing, else better or worse when none is."""
-    if least <= found.low and found.high <= most:
-        return Change.SAME
-    if found.low <= nothing <= found.high:
-        return Change.CANNOT_SAY
-    return Change.BETTER if (found.low > nothing) == (measure.better is Better.MORE) else Change.WORSE
+def _same(found: Estimate, least: float, most: float) -> Change:
+    return Change.SAME if least <= found.low and found.high <= most else Change.CANNOT_SAY
+
+
+def _told(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows with better and worse."""
+    tested = [row for row in rows if math.isfinite(row.chance)]
+    sure = dict(zip(map(id, tested), holm([row.chance for row in tested]), strict=True))
+    return tuple(replace(row, change=_direction(row)) if sure.get(id(row)) else row for row in rows)
+
+
+def _direction(row: Row) -> Change:
+    more = row.after > row.before if row.ratio is None else row.ratio.value > 1
+    return Change.BETTER if more == (row.measure.better is Better.MORE) else Change.WORSE
+
+
+def _at_least_chance(
+    measure: Measure, first: Side, second: Side, before: Sequence[Outcome], after: Sequence[Outcome]
+) -> tuple[Side, Side]:
+    """Shares scatter at least as jobs do that fail by chance, however alike three runs happen to be."""
+    jobs = [sum(measure.jobs(one) for one in some) for some in (before, after)]
+    if not all(jobs):
+        return first, second
+    share = min(1.0, (first.value * jobs[0] + second.value * jobs[1]) / sum(jobs))
+    least = share * (1 - share)
+    return (
+        replace(first, variance=max(first.variance, least / jobs[0])),
+        replace(second, variance=max(second.variance, least / jobs[1])),
+    )

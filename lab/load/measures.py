@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from lab.load.batches import Side, from_batches
 from lab.load.hdr import Histogram
-from lab.load.model import Outcome, Tick
+from lab.load.model import Outcome, Spans, Tally, Tick
+from lab.load.thresholds import METRICS
 from lab.model import Estimate
 from lab.stats import t_quantile
 
@@ -19,6 +20,10 @@ MS = 1e3
 PER_CENT = 100.0
 
 Over = Callable[[Sequence[Tick]], float]
+
+
+def _lack_nothing(_: Sequence[Tick]) -> str:
+    return ""
 
 
 class Better(StrEnum):
@@ -42,35 +47,50 @@ class Measure:
     """Not a number where the run does not tell."""
     ticks: Over | None = None
     """The same from some seconds of the run; None where these do not tell."""
-    needs: Callable[[Sequence[Tick]], str] = lambda _: ""
+    needs: Callable[[Sequence[Tick]], str] = _lack_nothing
     """What these seconds lack for it."""
     is_generators: bool = False
     """Says something of the load test, not of what is tested: shown, and no reason to fail."""
     is_share: bool = False
     """A share of the jobs: compared by difference, since it may be nothing at all."""
+    of_kinds: bool = True
+    """Whether it can be said of one kind of job."""
+    jobs: Callable[[Outcome], int] = lambda outcome: outcome.ledger.issued
+    """How many jobs it is a figure of."""
+    counts: bool = False
+    """Its ticks need counts of jobs only, which are kept for each kind too."""
 
 
-def _latency(q: float) -> Measure:
-    return Measure(
-        f"latency {spelt(q)}",
+def _spans(
+    what: str, of: Callable[[Spans], Histogram], of_tick: Callable[[Tick], Histogram] | None, *quantiles: float
+) -> Iterator[Measure]:
+    """Percentiles, mean and longest of one distribution; without `of_tick` it is kept for the whole run only."""
+    for q in quantiles:
+        yield Measure(
+            f"{what} {spelt(q)}",
+            "ms",
+            MS,
+            Better.LESS,
+            lambda outcome, q=q: _figure(of(outcome.spans), q),  # type: ignore[misc]
+            of_tick and (lambda ticks, q=q: merged(ticks, of_tick).quantile_s(q)),
+            (lambda ticks, q=q: _few(ticks, of_tick, q)) if of_tick else _lack_nothing,  # type: ignore[misc]
+        )
+    yield Measure(
+        f"{what} mean",
         "ms",
         MS,
         Better.LESS,
-        lambda outcome: _figure(outcome.spans.latency, q),
-        lambda ticks: merged(ticks, lambda tick: tick.latency).quantile_s(q),
-        lambda ticks: _few(ticks, lambda tick: tick.latency, q),
+        lambda outcome: of(outcome.spans).mean_s if len(of(outcome.spans)) else math.nan,
+        of_tick and (lambda ticks: merged(ticks, of_tick).mean_s),
+        (lambda ticks: _none(ticks, of_tick)) if of_tick else _lack_nothing,
     )
-
-
-def _wait(q: float) -> Measure:
-    return Measure(
-        f"time in queue {spelt(q)}",
+    # Of the longest, parts of a run say nothing.
+    yield Measure(
+        f"{what} max",
         "ms",
         MS,
         Better.LESS,
-        lambda outcome: _figure(outcome.spans.wait, q),
-        lambda ticks: merged(ticks, lambda tick: tick.wait).quantile_s(q),
-        lambda ticks: _few(ticks, lambda tick: tick.wait, q),
+        lambda outcome: of(outcome.spans).max_s if len(of(outcome.spans)) else math.nan,
     )
 
 
@@ -83,6 +103,7 @@ def _jobs(name: str, count: Callable[[Outcome], int], ticks: Over | None = None)
         lambda outcome: _share(count(outcome), outcome),
         ticks,
         is_share=True,
+        counts=True,
     )
 
 
@@ -106,6 +127,10 @@ def _few(ticks: Sequence[Tick], of: Callable[[Tick], Histogram], q: float) -> st
     return "" if held >= least else f"{spelt(q)} takes {least} jobs, and there are {held}"
 
 
+def _none(ticks: Sequence[Tick], of: Callable[[Tick], Histogram]) -> str:
+    return "" if any(len(of(tick)) for tick in ticks) else "a mean takes a job, and there is none"
+
+
 def _rate(ticks: Sequence[Tick]) -> float:
     return sum(tick.whole.done for tick in ticks) / math.fsum(tick.length_s for tick in ticks)
 
@@ -119,6 +144,10 @@ def _lag_p99(outcome: Outcome) -> float:
     return _figure(outcome.lag, 0.99)
 
 
+def _threshold(name: str, outcome: Outcome) -> float:
+    return METRICS[name].of(outcome, None)
+
+
 def _per_job(total: float | None, outcome: Outcome) -> float:
     ended = outcome.ledger.done + outcome.ledger.failed
     return math.nan if total is None or not ended else total / ended
@@ -129,11 +158,10 @@ def _share(part: int, outcome: Outcome) -> float:
 
 
 MEASURES: tuple[Measure, ...] = (
-    Measure("throughput", "jobs/s", 1.0, Better.MORE, lambda outcome: outcome.throughput_hz, _rate),
-    *map(_latency, (0.5, 0.9, 0.99, 0.999)),
-    *map(_wait, (0.5, 0.99)),
-    Measure("service p50", "ms", MS, Better.LESS, lambda outcome: _figure(outcome.spans.service, 0.5)),
-    Measure("service p99", "ms", MS, Better.LESS, lambda outcome: _figure(outcome.spans.service, 0.99)),
+    Measure("throughput", "jobs/s", 1.0, Better.MORE, lambda outcome: outcome.throughput_hz, _rate, counts=True),
+    *_spans("latency", lambda spans: spans.latency, lambda tick: tick.latency, 0.5, 0.9, 0.99, 0.999),
+    *_spans("time in queue", lambda spans: spans.wait, lambda tick: tick.wait, 0.5, 0.99),
+    *_spans("service", lambda spans: spans.service, None, 0.5, 0.99),
     Measure(
         "generator's lag p99",
         "ms",
@@ -143,13 +171,55 @@ MEASURES: tuple[Measure, ...] = (
         lambda ticks: merged(ticks, lambda tick: tick.lag).quantile_s(0.99),
         lambda ticks: _few(ticks, lambda tick: tick.lag, 0.99),
         is_generators=True,
+        of_kinds=False,
     ),
-    Measure("workers' CPU time a job", "ms", MS, Better.LESS, lambda outcome: _per_job(outcome.worker_cpu_s, outcome)),
+    Measure(
+        "workers' CPU time a job",
+        "ms",
+        MS,
+        Better.LESS,
+        lambda outcome: _per_job(outcome.worker_cpu_s, outcome),
+        of_kinds=False,
+    ),
+    Measure("depth, deepest", "jobs", 1.0, Better.LESS, lambda outcome: _threshold("depth", outcome), of_kinds=False),
     _jobs("failed", lambda outcome: outcome.ledger.failed, _failed),
     _jobs("lost", lambda outcome: outcome.ledger.lost),
     _jobs("done twice or more", lambda outcome: outcome.ledger.duplicated),
+    _jobs("wrong", lambda outcome: outcome.ledger.wrong),
+    _jobs("retried", lambda outcome: outcome.retried),
 )
 BY_NAME: Mapping[str, Measure] = {measure.name: measure for measure in MEASURES}
+
+
+def of_kinds(outcomes: Sequence[Outcome]) -> tuple[Measure, ...]:
+    """The measures of each kind of job that the outcomes tell of; none where there is only one."""
+    kinds = tuple(dict.fromkeys(kind for outcome in outcomes for kind in outcome.kinds))
+    return tuple(_narrow(measure, kind) for kind in kinds if len(kinds) > 1 for measure in MEASURES if measure.of_kinds)
+
+
+def _narrow(measure: Measure, kind: str) -> Measure:
+    over = measure.ticks if measure.counts else None
+    return replace(
+        measure,
+        name=f"{kind}: {measure.name}",
+        whole=lambda outcome: measure.whole(_only(outcome, kind)) if kind in outcome.kinds else math.nan,
+        # Of each kind ticks keep counts, and no histograms.
+        ticks=over and (lambda ticks: over([replace(t, whole=t.kinds.get(kind, Tally())) for t in ticks])),
+        needs=_lack_nothing,
+        jobs=lambda outcome: outcome.kinds[kind].ledger.issued if kind in outcome.kinds else 0,
+    )
+
+
+def _only(outcome: Outcome, kind: str) -> Outcome:
+    """The outcome as if there had been no other kind."""
+    one, (begin, end) = outcome.kinds[kind], outcome.window_s
+    return replace(
+        outcome,
+        ledger=one.ledger,
+        spans=one.spans,
+        throughput_hz=one.done_measured / (end - begin),
+        retried=one.retried,
+    )
 
 
 def side(measure: Measure, outcome: Outcome) -> Side | str:
