@@ -51,13 +51,13 @@ def simulated(seed: int, *, is_random: bool, for_s: float = 10.0, thresholds: tu
 
 
 @pytest.mark.parametrize("is_random", [False, True], ids=["evenly spaced jobs", "poisson arrivals"])
-def test_a_known_capacity_lies_in_the_interval_in_nine_of_ten_searches(is_random: bool):
+def test_a_known_capacity_lies_in_the_interval_in_nineteen_of_twenty_searches(is_random: bool):
     # Given a worker of the simulator, whose capacity is known
     # When it is searched for with different seeds; a refusal counts as a miss
     found = [simulated(seed, is_random=is_random).interval_hz for seed in range(20)]
-    # Then
+    # Then it lies in as many as the docs say
     hits = [pair for pair in found if pair and pair[0] <= CAPACITY_HZ <= pair[1]]
-    assert len(hits) >= 18
+    assert len(hits) >= 19
 
 
 def test_evenly_spaced_jobs_find_it_to_about_ten_per_cent():
@@ -76,9 +76,9 @@ def test_a_threshold_on_latency_puts_the_limit_below_the_capacity():
 
 
 def test_growth_covers_the_truth_where_the_queue_overflows():
-    # Given 300 random walks that drift by 5 jobs a second
+    # Given 3000 random walks that drift by 5 jobs a second
     rng, hits = random.Random(1), 0
-    for _ in range(300):
+    for _ in range(3000):
         backlog = [0.0]
         for _ in range(20):
             backlog.append(backlog[-1] + 5 + rng.gauss(0, 10))
@@ -86,8 +86,9 @@ def test_growth_covers_the_truth_where_the_queue_overflows():
         grown = limit.growth(backlog)
         assert grown is not None
         hits += grown.low <= 5 <= grown.high
-    # Then nine of ten intervals hold it: ten steps cannot tell their own correlation well, and three repeats must agree
-    assert hits >= 270
+    # Then 92 of 100 intervals hold it, as the docs say: ten steps cannot tell their own correlation well, and three
+    # repeats must agree
+    assert hits >= 0.92 * 3000
 
 
 def test_a_backlog_that_only_stands_does_not_grow():
