@@ -23,7 +23,8 @@ from lab.load.batches import Side, chance, from_batches, from_runs, holm, ratio
 from lab.load.compare import Change, compare
 from lab.load.limit import answer
 from lab.load.measures import BY_NAME, estimate
-from lab.load.model import Judged, Outcome, Search
+from lab.load.model import Attached, Holds, Judged, Outcome, Search
+from lab.load.tables import grown
 from lab.load.thresholds import parse
 from lab.model import BadInput, Fault, Ledger
 from tests import loaded
@@ -74,6 +75,39 @@ def test_csv_has_a_row_a_tick_whose_jobs_add_up():
     assert sum(int(row["ended[w0 1]"]) for row in rows) == outcome.ledger.done
     assert [row["phase"] for row in rows[:2]] == ["warm-up", "measured"]
     assert float(rows[5]["latency_p50_s"]) == pytest.approx(outcome.ticks[5].latency.quantile_s(0.5), rel=1e-5)
+
+
+def growing(outcome: Outcome) -> Outcome:
+    """A worker that keeps a megabyte a second, on a broker that holds still."""
+    ticks = tuple(
+        replace(tick, holds=Holds(50_000_000 + 1_048_576 * i, 2_000_000, 7)) for i, tick in enumerate(outcome.ticks)
+    )
+    return replace(outcome, ticks=ticks)
+
+
+def test_memory_and_connections_are_in_the_csv_and_empty_where_nobody_can_say():
+    for outcome, held in ((growing(an_outcome()), ["50000000", "2000000", "7"]), (an_outcome(), ["", "", ""])):
+        first = next(csv.DictReader(io.StringIO(export.as_csv(outcome))))
+        assert [first[name] for name in ("worker_pss_bytes", "broker_used_bytes", "broker_clients")] == held
+
+
+def test_what_grows_in_a_run_is_told_with_an_interval_and_what_is_not_known_is_said():
+    # Given a worker that grows by 1 MiB a second
+    outcome = growing(an_outcome())
+    table = grown(outcome)
+    assert table is not None
+    rows = {row[0]: row for row in table.rows}
+    # Then over the measured window it grew by one for each second, and the broker by nothing
+    seconds = len(outcome.measured) - 1
+    assert rows["workers' memory"][-1].startswith(f"{seconds:.1f}"[:4])
+    assert rows["connections to the broker"][2:5] == ("7", "7", "7")
+    # And of workers of somebody else it is said that nobody knows
+    attached = replace(outcome, scenario=replace(outcome.scenario, attached=Attached()))
+    others = replace(attached, ticks=tuple(replace(t, holds=Holds(None, 1, 7)) for t in outcome.ticks))
+    table = grown(others)
+    assert table is not None
+    assert "workers' memory" not in {row[0] for row in table.rows}
+    assert any("not known: somebody else runs them" in note for note in table.notes)
 
 
 def test_the_log_of_histograms_holds_every_job_under_its_tag():
@@ -435,6 +469,10 @@ def test_a_real_run_writes_every_file_and_a_report_of_it_the_same_page(tmp_path:
         sum(int(row["done"]) for row in csv.DictReader(io.StringIO(names["csv"].read_text()))) == body["ledger"]["done"]
     )
     assert names["hlog"].read_text().startswith("#[Histogram log format")
+    # And at each tick it was seen what workers and broker held
+    for row in list(csv.DictReader(io.StringIO(names["csv"].read_text())))[:4]:
+        assert int(row["worker_pss_bytes"]) > 1_000_000 < int(row["broker_used_bytes"]) * 10
+        assert int(row["broker_clients"]) >= 2
     suite = ET.parse(names["junit"]).getroot()  # noqa: S314  our own text
     assert (suite.attrib["tests"], suite.attrib["failures"]) == ("3", "1")
     # And both verbs that report make the same page from the result

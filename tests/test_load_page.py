@@ -13,7 +13,7 @@ from rich.console import Console
 from lab.load import charts, hdr, limit
 from lab.load.charts import Series
 from lab.load.live import LiveView, line, screen
-from lab.load.model import ErrorGroup, Outcome, Search, Tick
+from lab.load.model import ErrorGroup, Holds, Outcome, Search, Tick
 from lab.load.page import page
 from lab.load.prometheus import MetricsServer, address, watching
 from lab.load.tables import measured
@@ -43,6 +43,8 @@ HOSTILE = "<script>alert(1)</script>\x1b[31m"
 def variants() -> Iterator[tuple[str, Outcome]]:
     outcome = base()
     yield "as it is", outcome
+    holds = tuple(replace(t, holds=Holds(10**8 + 10**6 * i, 10**6, 5)) for i, t in enumerate(outcome.ticks))
+    yield "what is held is known", replace(outcome, ticks=holds)
     yield "invalid", replace(outcome, faults=(Fault("late_generator", "the generator was late"),))
     yield "cut short", replace(outcome, ticks=outcome.ticks[:1])
     nothing = hdr.Histogram()

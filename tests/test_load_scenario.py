@@ -21,6 +21,7 @@ from lab.load.model import (
     Arrivals,
     Drawn,
     Generator,
+    Holds,
     Judged,
     KindOutcome,
     Observation,
@@ -551,7 +552,7 @@ def test_other_doubts_have_their_cases_too():
     closed = replace(scenario(), stages=(Stage("closed", 5, users=2),))
     assert "closed load" in doubts.notes(replace(fine, scenario=closed))[0]
     books = Books(["k"], start_ns=0, window_s=(0.0, 100.0), tick_s=8.0)
-    books.looked(3, depth={}, unacked=None, rss_bytes=0)
+    books.looked(3, depth={}, unacked=None, rss_bytes=0, holds=Holds())
     assert "8 s each" in doubts.notes(replace(fine, ticks=books.ticks()))[0]
 
 

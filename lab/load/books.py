@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lab.load.hdr import COARSE_DIGITS, Histogram, Recorder, of
 from lab.load.idents import Idents
-from lab.load.model import Spans, Tally, Tick
+from lab.load.model import Holds, Spans, Tally, Tick
 from lab.model import Ledger
 
 Ints = NDArray[np.int64]
@@ -137,6 +137,7 @@ class _Tick:
     lag: Histogram = field(default_factory=lambda: of((), COARSE_DIGITS))
     wait: Histogram = field(default_factory=lambda: of((), COARSE_DIGITS))
     rss_bytes: int = 0
+    holds: Holds = field(default_factory=Holds)
 
 
 DUE, SENT, DONE, FAILED = range(4)
@@ -182,10 +183,10 @@ class Books:
             kind.sent += int(issued.sent[place])
             kind.due_measured += int(issued.measured[place])
 
-    def looked(self, tick: int, *, depth: Mapping[str, int], unacked: int | None, rss_bytes: int) -> None:
-        """What the broker held, and the producers, at the end of a tick."""
+    def looked(self, tick: int, *, depth: Mapping[str, int], unacked: int | None, rss_bytes: int, holds: Holds) -> None:
+        """What broker, producers and workers held at the end of a tick."""
         row = self._tick(tick)
-        row.depth, row.unacked, row.rss_bytes = dict(depth), unacked, rss_bytes
+        row.depth, row.unacked, row.rss_bytes, row.holds = dict(depth), unacked, rss_bytes, holds
 
     # ------------------------------------------------ what workers say
 
@@ -384,6 +385,7 @@ class Books:
             wait=row.wait,
             phase=phase,
             generator_rss_bytes=row.rss_bytes,
+            holds=row.holds,
         )
 
     @property

@@ -8,12 +8,13 @@ import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
 from lab.load.hdr import Histogram
 from lab.load.limit import Limit, Probe
-from lab.load.model import QUANTILES, SCHEMA, Outcome, Tick
+from lab.load.model import QUANTILES, SCHEMA, Holds, Outcome, Tick
 from lab.model import Estimate, Ledger
 
 CSV_QUANTILES = (0.5, 0.9, 0.99, 1.0)
@@ -114,7 +115,10 @@ def as_csv(outcome: Outcome) -> str:
         "failed": lambda t: t.whole.failed,
         "in_flight": lambda t: t.in_flight,
         "unacked": lambda t: "" if t.unacked is None else t.unacked,
+        "generator_rss_bytes": lambda t: t.generator_rss_bytes,
     }
+    for field in fields(Holds):
+        columns[field.name] = lambda t, name=field.name: _known(getattr(t.holds, name))  # type: ignore[misc]
     for q in CSV_QUANTILES:
         name = "max" if q == 1 else f"p{q * 100:g}"
         columns[f"latency_{name}_s"] = lambda t, q=q: _cell(t.latency, q)  # type: ignore[misc]
@@ -133,6 +137,10 @@ def as_csv(outcome: Outcome) -> str:
     rows.writerow([_safe(name) for name in columns])
     rows.writerows([column(tick) for column in columns.values()] for tick in outcome.ticks)
     return out.getvalue()
+
+
+def _known(value: int | None) -> int | str:
+    return "" if value is None else value
 
 
 def _cell(histogram: Histogram, q: float) -> str:

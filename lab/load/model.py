@@ -308,6 +308,18 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
+class Holds:
+    """What workers and broker hold at one moment; None where nobody can say."""
+
+    worker_pss_bytes: int | None = None
+    """Memory of our own workers, with what they share counted once; of somebody else's nobody tells."""
+    broker_used_bytes: int | None = None
+    """Memory that the broker has handed out, for all that it serves."""
+    broker_clients: int | None = None
+    """Connections to the broker, with ours."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """A stretch of a run, a second unless the run is long."""
 
@@ -334,6 +346,8 @@ class Tick:
     """warm-up, measured or drain, by its beginning."""
     generator_rss_bytes: int = 0
     """Resident memory of the producers together at its end."""
+    holds: Holds = field(default_factory=Holds)
+    """What workers and broker held at its end."""
 
     @property
     def depth_all(self) -> int:

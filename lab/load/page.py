@@ -222,6 +222,9 @@ def over_time(outcome: Outcome, _: Limit | None) -> Iterator[str]:
             ),
         ]
     )  # fmt: skip
+    yield from _charts(_held(ticks, tick_s, window))
+    if held := tables.grown(outcome):
+        yield table(held)
     if len(queues) > 1:
         cut = f" The first {MOST_QUEUES}." if len(queues) > MOST_QUEUES else ""
         parts = [_queue(name, ticks) for name in queues[:MOST_QUEUES]]
@@ -234,6 +237,24 @@ def over_time(outcome: Outcome, _: Limit | None) -> Iterator[str]:
             ]
         )  # fmt: skip
     yield "</section>"
+
+
+def _held(ticks: Sequence[Tick], tick_s: float, window: Sequence[float]) -> Iterator[Chart | None]:
+    """Memory and connections, of what tells of them."""
+    memory: list[Series] = []
+    clients: list[Series] = []
+    for name, unit, one, of in tables.GROWING:
+        if any(of(tick) is not None for tick in ticks):
+            values = tuple(float("nan") if (held := of(tick)) is None else held / one for tick in ticks)
+            (memory if unit else clients).append(Series(name, values))
+    yield charts.over_time(
+        "c-memory", "Memory", memory, unit="MiB", tick_s=tick_s, marks_s=window, highest=True,
+        says="What was held at the end of each tick; of workers, what they share counts once.",
+    )  # fmt: skip
+    yield charts.over_time(
+        "c-clients", "Connections", clients, unit="connections", tick_s=tick_s, marks_s=window, highest=True,
+        says="Connections to the broker at the end of each tick, with those of the load test itself.",
+    )  # fmt: skip
 
 
 def _queue(name: str, ticks: Sequence[Tick]) -> Series:

@@ -24,6 +24,12 @@ BOUNDS_S = (
 """Upper ends of the buckets that Prometheus sees; a bucket of ours counts where its upper end lies."""
 LOOPBACK = "127.0.0.1"
 WHOLE = ("due", "sent")
+HELD = (
+    ("worker_pss_bytes", "worker_memory_bytes", "Memory of our own workers, what they share counted once."),
+    ("broker_used_bytes", "broker_memory_bytes", "Memory that the broker has handed out."),
+    ("broker_clients", "broker_clients", "Connections to the broker, with ours."),
+)
+"""Fields of `Holds`, and what they are called here."""
 BY_KIND = ("done", "failed")
 
 
@@ -168,3 +174,8 @@ class MetricsServer:
                 for queue, waiting in sorted(self._last.depth.items()):
                     depth.add_metric((self._scenario, queue), waiting)
                 yield depth
+                for field, name, words in HELD:
+                    if (held := getattr(self._last.holds, field)) is not None:
+                        gauge = GaugeMetricFamily(f"sidestep_load_{name}", words, labels=("scenario",))
+                        gauge.add_metric((self._scenario,), held)
+                        yield gauge

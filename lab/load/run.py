@@ -19,7 +19,7 @@ from lab.load.arguments import Arguments
 from lab.load.books import Books, Ends
 from lab.load.generator import Order, issued
 from lab.load.idents import TAG_BITS
-from lab.load.model import Generator, KindOutcome, Outcome, Scenario, Tick, WorkerOutcome
+from lab.load.model import Generator, Holds, KindOutcome, Outcome, Scenario, Tick, WorkerOutcome
 from lab.load.sending import LOOK_S, Sending, await_producers, start_producer
 from lab.load.shapes import moments
 from lab.load.stages import blocks
@@ -37,6 +37,8 @@ LATE_S = 0.15
 """A tick is told so long after its end: until then producers say what they did in it."""
 MOST_TICKS = 3600
 """A longer run has longer ticks, so that what remains of it stays small."""
+CLOSED_HOLDS_TICKS = 10
+"""To add up the memory of a process tree takes some ten milliseconds, for which users of a closed load wait."""
 PRODUCER_HZ = 20_000.0
 """What one producer is asked for, unless the scenario says how many there are."""
 NOTED_OTHERS_CORES, NOTED_STEAL_CORES = 0.25, 0.10
@@ -124,6 +126,7 @@ class _Run:
     next_tick: int = 0
     looked: int = 0
     settled: int = 0
+    holds: Holds = field(default_factory=Holds)
     _books: Books = field(init=False)
 
     def __enter__(self) -> _Run:
@@ -289,7 +292,9 @@ class _Run:
         while now_s >= (self.looked + 1) * tick_s:
             depth, unacked = self.stand.held()
             rss = sum(producer.rss_bytes for producer in self.producers)
-            self._books.looked(self.looked, depth=depth, unacked=unacked, rss_bytes=rss)
+            if self.looked % (CLOSED_HOLDS_TICKS if self.scenario.is_closed else 1) == 0:
+                self.holds = self.stand.holds()
+            self._books.looked(self.looked, depth=depth, unacked=unacked, rss_bytes=rss, holds=self.holds)
             self.looked += 1
         while self.next_tick < self.looked and now_s >= (self.next_tick + 1) * tick_s + LATE_S:
             told = all(producer.over or producer.told >= self.next_tick for producer in self.producers)

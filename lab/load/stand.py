@@ -16,14 +16,14 @@ import redis
 from kombu.exceptions import KombuError, OperationalError
 
 from lab import broker as brokers
-from lab import environment
+from lab import environment, resources
 from lab.arenas.celery_worker import CeleryWorkers
 from lab.broker import Broker
 from lab.children import Children
 from lab.load.apps import BROKER_TIMEOUT_S, Address, make_app
 from lab.load.arguments import Arguments
 from lab.load.idents import TAG_BITS, job_id
-from lab.load.model import Attached, Crew, Scenario, Watch
+from lab.load.model import Attached, Crew, Holds, Scenario, Watch
 from lab.load.scenario import is_redis
 from lab.load.sending import LOOK_S
 from lab.load.watch import Events, Folder, Marks, Results, Watching
@@ -319,6 +319,18 @@ class Stand:
         depth = {queue: sum(answers[at * lists : (at + 1) * lists]) for at, queue in enumerate(queues)}
         # Somebody else's broker counts the messages of all of his queues there.
         return depth, answers[-1] if self.address.is_own else None
+
+    def holds(self) -> Holds:
+        """Memory of our own workers, and memory and connections of the broker, where it tells.
+
+        Raises redis.RedisError where the broker does not answer.
+        """
+        own = resources.pss_bytes(self.processes()) if self.address.is_own else None
+        try:
+            told: dict[str, Any] = {**self._client.info("memory"), **self._client.info("clients")}
+        except redis.ResponseError:
+            return Holds(own)  # a user may be forbidden to ask
+        return Holds(own, told.get("used_memory"), told.get("connected_clients"))
 
     def clear(self) -> None:
         """Throw away what waits in our own queues, so that the next run begins with none; wait for what is under way.
