@@ -164,7 +164,9 @@ def _home() -> Path:
 def _run(asked: Scenario, notes: Console, told: Callable[[Tick], None], *, force: bool) -> Outcome:
     with (
         Stand(asked, force=force, say=lambda words: notes.print(words, style="dim")) as stand,
-        LiveView(notes, name=asked.name, planned_s=asked.planned_s) as view,
+        LiveView(
+            notes, name=asked.name, planned_s=asked.planned_s, queues={one.name: one.queue for one in asked.kinds}
+        ) as view,
     ):
 
         def on_tick(tick: Tick) -> None:

@@ -31,7 +31,9 @@ class _Screen:
         name = f"{planned.name}, run {run}: {number(planned.peak_hz, 4)} jobs/s"
         if not self._notes.is_terminal:
             self._notes.print(name, soft_wrap=True)
-        self._view = LiveView(self._notes, name=name, planned_s=planned.planned_s)
+        self._view = LiveView(
+            self._notes, name=name, planned_s=planned.planned_s, queues={one.name: one.queue for one in planned.kinds}
+        )
         self._view.__enter__()
 
     def tick(self, tick: Tick) -> None:

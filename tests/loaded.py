@@ -134,6 +134,7 @@ def _tick(run: Run, planned: Scenario, at: int) -> Tick:
         tally,
         {"spin": tally},
         {"w0 1": tally.done},
+        {},
         {"jobs": max(0, flying - 1)},
         min(flying, 1),
         flying,

@@ -216,6 +216,23 @@ def test_the_screen_shows_kinds_queues_and_workers():
         assert words in text
 
 
+def test_the_screen_shows_what_fails_by_queue_and_worker():
+    # Given three seconds in which six attempts failed, all in one queue and on one worker
+    tally = loaded.Tally(done=10, failed=2)
+    ticks = [
+        Tick(float(i), 1.0, tally, {"a": tally, "b": loaded.Tally(done=5)}, {"w 1": 12, "w 2": 5}, {"w 1": 2},
+             {"one": 7, "two": 0})
+        for i in range(3)
+    ]  # fmt: skip
+    out = io.StringIO()
+    Console(file=out, width=120).print(screen(ticks, name="x", planned_s=3, failed=6, queues={"a": "one", "b": "two"}))
+    rows = [" ".join(text.split()) for text in out.getvalue().splitlines()]
+    for words in ("one 7 10.0 2.00", "two 0 5.00 0", "w 1 12.0 2.00", "w 2 5.00 0"):
+        assert any(words in row for row in rows), (words, rows)
+    # And in a pipe the line says what waits where
+    assert "waiting 7 (one 7, two 0)" in line(ticks, failed=6)
+
+
 def test_a_tick_without_any_job_shows_no_figure():
     text = line([Tick(0.0, 1.0, loaded.Tally())], failed=0)
     assert f"p50 {NONE}  p99 {NONE}" in text

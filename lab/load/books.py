@@ -131,6 +131,7 @@ class _Tick:
     tallies: NDArray[np.int64]
     """One row a kind: due, sent, done, failed."""
     workers: dict[str, int] = field(default_factory=dict)
+    worker_failed: dict[str, int] = field(default_factory=dict)
     depth: dict[str, int] = field(default_factory=dict)
     unacked: int | None = None
     latency: Histogram = field(default_factory=lambda: of((), COARSE_DIGITS))
@@ -328,9 +329,10 @@ class Books:
             account = self._worker(name)
             account.done += int((mine & good).sum())
             account.failed += int((mine & ~good).sum())
-            for tick, count in zip(*np.unique(ticks[mine], return_counts=True), strict=True):
-                told = self._tick(int(tick)).workers
-                told[name] = told.get(name, 0) + int(count)
+            for which, kept in ((mine, "workers"), (mine & ~good, "worker_failed")):
+                for tick, count in zip(*np.unique(ticks[which], return_counts=True), strict=True):
+                    told = getattr(self._tick(int(tick)), kept)
+                    told[name] = told.get(name, 0) + int(count)
 
     # ------------------------------------------------ what it all comes to
 
@@ -377,6 +379,7 @@ class Books:
             whole=Tally(*(int(n) for n in row.tallies.sum(axis=0))),
             kinds={name: Tally(*(int(n) for n in row.tallies[k])) for k, name in enumerate(self.names)},
             workers=dict(sorted(row.workers.items())),
+            worker_failed=dict(sorted(row.worker_failed.items())),
             depth=row.depth,
             unacked=row.unacked,
             in_flight=in_flight,

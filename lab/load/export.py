@@ -132,6 +132,7 @@ def as_csv(outcome: Outcome) -> str:
         columns[f"failed[{kind}]"] = lambda t, kind=kind: t.kinds[kind].failed if kind in t.kinds else 0  # type: ignore[misc]
     for worker in workers:
         columns[f"ended[{worker}]"] = lambda t, worker=worker: t.workers.get(worker, 0)  # type: ignore[misc]
+        columns[f"failed[worker {worker}]"] = lambda t, worker=worker: t.worker_failed.get(worker, 0)  # type: ignore[misc]
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow([_safe(name) for name in columns])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -23,6 +23,9 @@ RECENT_TICKS = 5
 LINE_EVERY_S, MOST_LINES = 5.0, 400
 """A run for a night says no more lines than one for half an hour."""
 SHOWN = (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+NO_QUEUES: Mapping[str, str] = {}
+MOST_QUEUES = 4
+"""In a plain line, the deepest first."""
 MOST_ROWS = 12
 """Of a list of workers: a terminal is some 24 lines high."""
 
@@ -30,7 +33,9 @@ MOST_ROWS = 12
 class LiveView:
     """Hand it every tick as it ends; it draws when that is due. Nothing is drawn from a thread of its own."""
 
-    def __init__(self, console: Console, *, name: str, planned_s: float) -> None:
+    def __init__(self, console: Console, *, name: str, planned_s: float, queues: Mapping[str, str] = NO_QUEUES) -> None:
+        """`queues` says to which queue the jobs of each kind go."""
+        self._queues = queues
         self._console, self._name, self._planned_s = console, name, planned_s
         self._recent: deque[Tick] = deque(maxlen=RECENT_TICKS)
         self._failed, self._said_s = 0, -math.inf
@@ -52,7 +57,9 @@ class LiveView:
         self._failed += tick.whole.failed
         recent = tuple(self._recent)
         if self._live:
-            self._live.update(screen(recent, name=self._name, planned_s=self._planned_s, failed=self._failed))
+            self._live.update(
+                screen(recent, name=self._name, planned_s=self._planned_s, failed=self._failed, queues=self._queues)
+            )
             self._live.refresh()
         elif (now_s := tick.at_s + tick.length_s) - self._said_s >= self._every_s:
             self._said_s = now_s
@@ -68,7 +75,7 @@ def line(recent: Sequence[Tick], *, failed: int) -> str:
         f"offered {number(_rate(recent, lambda t: t.whole.due))}/s",
         f"done {number(_rate(recent, lambda t: t.whole.done))}/s",
         f"in flight {last.in_flight}",
-        f"waiting {_waiting(last)}",
+        f"waiting {_waiting(last)}{_by_queue(last)}",
         f"p50 {_ms(_latency(recent), 0.5)}",
         f"p99 {_ms(_latency(recent), 0.99)}",
         f"lag p99 {_ms(_lag(recent), 0.99)}",
@@ -77,7 +84,9 @@ def line(recent: Sequence[Tick], *, failed: int) -> str:
     return "  ".join(parts)
 
 
-def screen(recent: Sequence[Tick], *, name: str, planned_s: float, failed: int) -> RenderableType:
+def screen(
+    recent: Sequence[Tick], *, name: str, planned_s: float, failed: int, queues: Mapping[str, str] = NO_QUEUES
+) -> RenderableType:
     """The last ticks on one screen: all jobs, then by kind, queue and worker."""
     last = recent[-1]
     seconds = math.fsum(tick.length_s for tick in recent)
@@ -105,29 +114,38 @@ def screen(recent: Sequence[Tick], *, name: str, planned_s: float, failed: int) 
     ):
         whole.add_row(*row)
     errors = Text(f"failed {failed} in all", style="bold red" if failed else "")
-    tables = Columns([Padding(table, (1, 4, 0, 0)) for table in _tables(recent) if table.row_count])
+    tables = Columns([Padding(table, (1, 4, 0, 0)) for table in _tables(recent, queues) if table.row_count])
     return Group(head, whole, errors, tables)
 
 
-def _tables(recent: Sequence[Tick]) -> list[Table]:
+def _tables(recent: Sequence[Tick], of_kinds: Mapping[str, str]) -> list[Table]:
     last = recent[-1]
+    seconds = math.fsum(tick.length_s for tick in recent)
     kinds = Table("kind", _right("done/s"), _right("failed/s"), box=None, pad_edge=False)
     for name in sorted({kind for tick in recent for kind in tick.kinds}):
-        tallies = [tick.kinds[name] for tick in recent if name in tick.kinds]
-        seconds = math.fsum(tick.length_s for tick in recent)
-        done, failed = (sum(getattr(one, what) for one in tallies) / seconds for what in ("done", "failed"))
-        kinds.add_row(plain(name), number(done), number(failed))
-    queues = Table("queue", _right("waiting"), box=None, pad_edge=False)
+        kinds.add_row(plain(name), *_done_and_failed(recent, {name}, seconds))
+    queues = Table("queue", _right("waiting"), _right("done/s"), _right("failed/s"), box=None, pad_edge=False)
     for name, depth in sorted(last.depth.items()):
-        queues.add_row(plain(name), str(depth))
-    workers = Table("worker", _right("ended/s"), box=None, pad_edge=False)
-    rates = {name: _rate(recent, lambda t, name=name: t.workers.get(name, 0)) for name in _workers(recent)}  # type: ignore[misc]
-    for name, rate in sorted(rates.items())[:MOST_ROWS]:
-        workers.add_row(plain(name), number(rate))
-    if len(rates) > MOST_ROWS:
-        others = list(rates.values())[MOST_ROWS:]
-        workers.add_row(f"{len(others)} more", number(math.fsum(others)))
+        own = {kind for kind, queue in of_kinds.items() if queue == name}
+        queues.add_row(plain(name), str(depth), *(_done_and_failed(recent, own, seconds) if own else (NONE, NONE)))
+    workers = Table("worker", _right("ended/s"), _right("failed/s"), box=None, pad_edge=False)
+    ended, failed = (
+        [sum(getattr(tick, of).get(name, 0) for tick in recent) / seconds for name in _workers(recent)]
+        for of in ("workers", "worker_failed")
+    )
+    rows = list(zip(_workers(recent), ended, failed, strict=True))
+    for name, ended_hz, failed_hz in rows[:MOST_ROWS]:
+        workers.add_row(plain(name), number(ended_hz), number(failed_hz))
+    if others := rows[MOST_ROWS:]:
+        sums = (math.fsum(rates) for rates in (ended[MOST_ROWS:], failed[MOST_ROWS:]))
+        workers.add_row(f"{len(others)} more", *map(number, sums))
     return [kinds, queues, workers]
+
+
+def _done_and_failed(recent: Sequence[Tick], kinds: Collection[str], seconds: float) -> tuple[str, str]:
+    tallies = [tick.kinds[name] for tick in recent for name in kinds if name in tick.kinds]
+    done, failed = (sum(getattr(one, what) for one in tallies) / seconds for what in ("done", "failed"))
+    return number(done), number(failed)
 
 
 def _workers(recent: Sequence[Tick]) -> list[str]:
@@ -145,6 +163,15 @@ def _rate(recent: Sequence[Tick], of: Callable[[Tick], int]) -> float:
 
 def _waiting(tick: Tick) -> str:
     return str(tick.depth_all) if tick.depth else NONE
+
+
+def _by_queue(tick: Tick) -> str:
+    """What waits in each queue, where there are several."""
+    if len(tick.depth) < 2:
+        return ""
+    rows = sorted(tick.depth.items(), key=lambda row: (-row[1], row[0]))
+    more = f", {len(rows) - MOST_QUEUES} more" if len(rows) > MOST_QUEUES else ""
+    return f" ({', '.join(f'{plain(name)} {depth}' for name, depth in rows[:MOST_QUEUES])}{more})"
 
 
 def _latency(recent: Sequence[Tick]) -> Histogram:

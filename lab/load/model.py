@@ -330,6 +330,8 @@ class Tick:
     kinds: Mapping[str, Tally] = field(default_factory=dict)
     workers: Mapping[str, int] = field(default_factory=dict)
     """Attempts that ended, by worker."""
+    worker_failed: Mapping[str, int] = field(default_factory=dict)
+    """Those of them that failed."""
     depth: Mapping[str, int] = field(default_factory=dict)
     """Messages that waited in each queue at its end; empty where nobody looked or the broker did not answer."""
     unacked: int | None = None
