@@ -41,7 +41,7 @@ def _row(side: str, pool: str, workers: Sequence[tuple[str, ...]], slots: str) -
         f"{side}-{pool}",
         f"{'Sidestep transport' if ours else 'stock'}, {pool}",
         "on_celery",
-        ("celery", "kombu", "redis", "hiredis"),
+        ("celery", "kombu", "redis"),
         Promise.AT_LEAST_ONCE,
         slots,
         "delay()",

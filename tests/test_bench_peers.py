@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import redis
 
 from lab import bench_peers
 from lab.children import ROOT
@@ -247,6 +248,40 @@ def test_celery_is_measured_in_the_versions_that_sidestep_is_tested_with():
     )
     for package in ("celery", "kombu", "billiard", "redis", "vine", "amqp"):
         assert theirs[package] == ours[package]
+
+
+def test_only_a_row_whose_library_asks_for_hiredis_has_it_and_says_so():
+    for peer in PEERS.values():
+        pins = (FOLDER / peer.requirements).read_text("utf-8")
+        assert ("hiredis==" in pins) is ("hiredis" in peer.unfair), peer.name
+
+
+@pytest.mark.real
+def test_a_batch_that_a_dead_worker_held_is_run_by_the_next_one(tmp_path: Path):
+    # Given what a worker of the row without a library held when it died, and more that waits
+    marks = Marks(tmp_path / "marks", 300)
+    with open_session() as session:
+        client = redis.Redis.from_url(session.broker.url)
+        client.rpush("limit:held:0", 0, 1, 2)
+        client.rpush("limit:queue", *range(3, 300))
+        env = {**os.environ, "BENCH_MARKS": str(marks.path), "BENCH_BROKER": session.broker.url}
+        # When two of them work
+        workers = [
+            subprocess.Popen([sys.executable, str(FOLDER / "on_limit.py"), "batch", slot], env=env) for slot in "01"
+        ]
+        try:
+            deadline = time.monotonic() + 60
+            while client.exists("limit:queue", "limit:held:0", "limit:held:1") or not marks.cells["ends"].all():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            # Then each ran once, in few round trips, and all is acknowledged
+            assert marks.cells["ends"].tolist() == [1] * 300
+            assert client.info("commandstats")["cmdstat_evalsha"]["calls"] < 100
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+            client.close()
 
 
 def test_marks_are_read_as_they_are_written(tmp_path: Path):

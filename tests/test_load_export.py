@@ -98,15 +98,19 @@ def test_what_grows_in_a_run_is_told_with_an_interval_and_what_is_not_known_is_s
     assert table is not None
     rows = {row[0]: row for row in table.rows}
     # Then over the measured window it grew by one for each second, and the broker by nothing
-    seconds = len(outcome.measured) - 1
-    assert rows["workers' memory"][-1].startswith(f"{seconds:.1f}"[:4])
-    assert rows["connections to the broker"][2:5] == ("7", "7", "7")
+    seconds = len(outcome.measured) - 2
+    assert rows["workers' memory, MiB"][1].startswith(f"{seconds:.2f}"[:4])
+    assert rows["connections to the broker"][2:] == ("7", "7", "7")
+    # And a producer's connections that are gone at the very end are no change
+    last = replace(outcome.measured[-1], holds=Holds(1, 1, 3))
+    gone = tuple(last if tick.at_s == last.at_s else tick for tick in outcome.ticks)
+    assert grown(replace(outcome, ticks=gone)) == table
     # And of workers of somebody else it is said that nobody knows
     attached = replace(outcome, scenario=replace(outcome.scenario, attached=Attached()))
     others = replace(attached, ticks=tuple(replace(t, holds=Holds(None, 1, 7)) for t in outcome.ticks))
     table = grown(others)
     assert table is not None
-    assert "workers' memory" not in {row[0] for row in table.rows}
+    assert "workers' memory, MiB" not in {row[0] for row in table.rows}
     assert any("not known: somebody else runs them" in note for note in table.notes)
 
 

@@ -118,6 +118,13 @@ def test_the_same_outcome_gives_the_same_bytes(name: str):
     assert page(PAGES[name]) == page(replace(PAGES[name]))
 
 
+def test_the_axis_of_what_is_counted_has_no_halves():
+    drawn = charts.over_time("c", "C", [Series("one", (2.0, 1.0, 0.0))], says="", unit="jobs")
+    assert drawn is not None
+    assert re.search(r">2<", drawn.drawing)
+    assert not re.search(r">[01]\.5<", drawn.drawing)
+
+
 def test_every_threshold_is_answered_and_a_broken_one_counted():
     text = page(PAGES["as it is"])
     assert "1 of 3 thresholds broken" in text

@@ -30,6 +30,8 @@ MOST_COLUMNS, ROWS = 60, 24
 SHADES = (0.05, 0.15, 0.35, 0.65, 1.0)
 """A shade ends at each of these shares of the fullest cell's root; roots, so that a few slow jobs can be seen."""
 OPACITIES = (0.14, 0.3, 0.5, 0.72, 1.0)
+COUNTED = {"jobs", "connections"}
+"""Units of which there are no halves."""
 MS = 1e3
 
 
@@ -66,7 +68,7 @@ def over_time(
     top_px = 24 + legend.height_px
     height = top_px + PLOT_PX + BOTTOM_PX
     top = max((v for values in folded for v in values if math.isfinite(v)), default=0.0) * 1.06 or 1.0
-    ticks = [float(tick) for tick in MaxNLocator(5).tick_values(0, top) if 0 <= tick <= top]
+    ticks = [float(tick) for tick in MaxNLocator(5, integer=unit in COUNTED).tick_values(0, top) if 0 <= tick <= top]
 
     def paint(figure: Figure) -> None:
         axes = _axes(figure, height, [plain(tick) for tick in ticks], top_px=top_px)

@@ -231,7 +231,8 @@ def grown(outcome: Outcome) -> Table | None:
     """What should not grow, and by how much it did in the measured window; None where nothing of it is known."""
     rows = []
     for name, unit, one, of in GROWING:
-        values = [held / one for tick in outcome.measured if (held := of(tick)) is not None]
+        # At the end of the last tick the producers have gone, and their connections with them.
+        values = [held / one for tick in outcome.measured[:-1] if (held := of(tick)) is not None]
         if not values:
             continue
         tick_s = outcome.measured[0].length_s
@@ -239,7 +240,7 @@ def grown(outcome: Outcome) -> Table | None:
         whole_s = (len(values) - 1) * tick_s
         by = found and Estimate(found.value * whole_s, found.low * whole_s, found.high * whole_s, found.n)
         shown = (number(value) if unit else f"{value:.0f}" for value in (values[0], max(values), values[-1]))
-        rows.append((name, unit or NONE, *shown, sure(by)))
+        rows.append((f"{name}, {unit}" if unit else name, sure(by), *shown))
     if not rows:
         return None
     notes = [
@@ -251,7 +252,11 @@ def grown(outcome: Outcome) -> Table | None:
             "How much memory the workers hold is not known: somebody else runs them. The broker's figures are of all "
             "that it serves."
         )
-    columns = (Column("what"), Column("unit"), *map(Column, ("first", "most", "last")), Column("grew by", "[95 %]"))
+    columns = (
+        Column("what"),
+        Column("grew by", "[95 %]"),
+        *(Column(name, only_wide=name == "most") for name in ("first", "most", "last")),
+    )
     return Table("What should not grow", columns, tuple(rows), tuple(notes))
 
 
