@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from lab.load.generator import BATCH, Order, Producer, feed_of, issued
 from lab.load.hdr import HIGHEST_NS, Histogram, Layout, Recorder, decoded, of
 from lab.load.model import Arrivals, Drawn, Kind, Made, Numbered, Piece, Scenario, Stage
 from lab.load.run import planned_end_s, producers_for
-from lab.load.watch import Folder, Marks
+from lab.load.watch import Events, Folder, Marks
 from tasks.jobs import JOBS
 from tasks.registry import checksum
 from tasks.timeline import CAPACITY, Tape, end
@@ -402,6 +403,47 @@ def test_latency_of_a_postponed_job_counts_from_when_it_may_run():
     books = Books(["k"], start_ns=0, window_s=(0.0, 9.0), countdowns_s=[2.0])
     books.ended(ends([(1, 2300, True)]))
     assert books.spans.latency == of([300_000_000])
+
+
+def test_ends_before_their_jobs_were_sent_are_counted_and_so_is_how_early_a_worker_begins():
+    # Given jobs that were sent 0.5 ms late: one whose worker's clock is a little behind, and two where it is far behind
+    books = Books(["k"], start_ns=10**9, window_s=(0.0, 9.0))
+    late = ends([(1, 1000, True), (2, 700, True), (3, 400, True)])
+    # When the books take them in
+    books.ended(late)
+    # Then their latency can only be 0, and that is said of what no clock's error explains
+    assert books.spans.latency.max_s == 0
+    assert books.early == 2
+    assert books.workers["w 1"].begun_ns == -601_500_000
+
+
+class NoBroker:
+    """An app that connects to nobody."""
+
+    def connection_for_read(self) -> None:
+        raise OSError("there is nobody")
+
+
+def test_events_say_how_far_a_workers_clock_may_be(monkeypatch: pytest.MonkeyPatch):
+    # Given a watch of events, without a broker
+    watch = Events(NoBroker())
+    watch.begin(5, ["k"])
+    told = {"type": "task-succeeded", "uuid": idents.job_id(5, 0, 1, 0, 0), "runtime": 1}
+    # When workers say when a job ended, one of them with a clock that is ten seconds behind
+    for host, behind_s in (("near", 0.0), ("far", 10.0), ("far", 20.0)):
+        watch._event({**told, "hostname": host, "timestamp": time.time() - behind_s})
+    # Then the least of what each took to arrive is known, and the moments are on our clock
+    assert watch.heard_s()["far"] == pytest.approx(10, abs=5)
+    assert watch.heard_s()["near"] < 5
+    ended = np.concatenate([seen.ended_ns for seen in watch.ended()]) / 1e9
+    assert np.allclose(time.monotonic() - ended, [0, 10, 20], atol=5)
+    # And the time of day of this machine may be set in between: its difference to the other clock is read each time
+    set_back_s = 1000
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() - set_back_s * 10**9)
+    watch._event({**told, "hostname": "near", "timestamp": time.time_ns() / 1e9})
+    ended = np.concatenate([seen.ended_ns for seen in watch.ended()]) / 1e9
+    assert np.allclose(time.monotonic() - ended, [0], atol=5)
 
 
 def test_the_books_take_no_more_memory_for_more_jobs():

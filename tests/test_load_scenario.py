@@ -31,6 +31,7 @@ from lab.load.model import (
     Spans,
     Stage,
     Watch,
+    WorkerOutcome,
 )
 from lab.load.scenario import parsed, read
 from lab.load.shapes import SHAPES_OF_LOAD
@@ -539,6 +540,28 @@ def test_a_late_generator_makes_a_run_invalid_unless_its_lag_is_a_small_part():
     # One in a hundred is what counts: a rare stall is in the latency anyway
     rare = of(np.array([1_000_000] * 995 + [9_000_000_000] * 5))
     assert doubts.faults(replace(fine, lag=rare)) == ()
+
+
+def test_workers_whose_clocks_disagree_make_a_run_invalid():
+    # Given latencies of 100 ms, from a worker whose events took 2 ms and whose jobs took 3 ms to begin
+    fine = outcome(scenario())
+
+    def with_clock(heard_s: float | None, begun_s: float | None) -> Outcome:
+        return replace(fine, workers={"w@far": WorkerOutcome("", 98, 0, heard_s=heard_s, begun_s=begun_s)})
+
+    assert doubts.faults(with_clock(0.002, 0.003)) == ()
+    # A way there that is long, with a wait or without, is no clock; neither are clocks that are our own
+    assert doubts.faults(with_clock(0.040, 5.0)) == doubts.faults(with_clock(None, -1.0)) == ()
+    # When that clock is 60 ms behind, or ahead
+    for behind_s in (0.060, -0.060):
+        said = doubts.faults(with_clock(0.002 + behind_s, 0.003 - behind_s))
+        assert [fault.check for fault in said] == ["clocks_disagree"]
+        assert "w@far" in said[0].says
+        assert "NTP" in said[0].says
+    # Then a median that is far longer excuses it, and jobs that ended before they were sent are never excused
+    slow = replace(with_clock(0.062, -0.057), spans=outcome(scenario(), latency_ms=5000).spans)
+    assert doubts.faults(slow) == ()
+    assert [fault.check for fault in doubts.faults(replace(slow, early=3))] == ["clocks_disagree"]
 
 
 def test_other_doubts_have_their_cases_too():

@@ -21,6 +21,8 @@ from lab.model import Ledger
 
 Ints = NDArray[np.int64]
 _GROWTH_BYTES = 1 << 20
+EARLY_NS = 1_000_000
+"""An end so long before its job was sent cannot be: clocks of machines that are kept together are as near as that."""
 """Bits are added for eight million jobs at once."""
 
 
@@ -120,6 +122,8 @@ class _Worker:
 
     done: int = 0
     failed: int = 0
+    begun_ns: int | None = None
+    """The least from sent to started; below 0 where clocks disagree."""
     wait: Recorder = field(default_factory=lambda: Recorder(COARSE_DIGITS))
     service: Recorder = field(default_factory=lambda: Recorder(COARSE_DIGITS))
 
@@ -168,6 +172,8 @@ class Books:
         self.lag, self.taken = Recorder(), Recorder()
         self._ticks: dict[int, _Tick] = {}
         self.last_end_ns = 0
+        self.early = 0
+        """Jobs that ended before they were sent."""
 
     # ------------------------------------------------ what producers say
 
@@ -302,6 +308,8 @@ class Books:
         window = self._in_window(ids.due_ns[first])
         ended_in = self._in_window(end - self.start_ns)
         seen = began > 0
+        # A histogram takes them for 0: they are counted, so that nobody takes them for quick.
+        self.early += int((end < sent - EARLY_NS).sum())
         for kind in np.unique(kinds):
             mine, row = kinds == kind, self.kinds[kind]
             row.done += int(mine.sum())
@@ -318,8 +326,11 @@ class Books:
             told.latency = told.latency.merged(of((end - due)[now], COARSE_DIGITS))
             told.wait = told.wait.merged(of((began - sent)[now & seen], COARSE_DIGITS))
         for place in np.unique(worker[first]):
-            mine = (worker[first] == place) & seen & window
-            account = self._worker(ends.workers[place])
+            account, own = self._worker(ends.workers[place]), (worker[first] == place) & seen
+            if own.any():
+                least = int((began - sent)[own].min())
+                account.begun_ns = least if account.begun_ns is None else min(account.begun_ns, least)
+            mine = own & window
             account.wait.record((began - sent)[mine])
             account.service.record((end - began)[mine])
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from lab.load.model import Outcome, Tick, Watch
+from lab.load.model import Outcome, Tick, Watch, WorkerOutcome
 from lab.model import Fault
 
 MAX_LAG_SHARE = 0.10
 """Of the latency at the same percentile; beyond it the generator is part of the result. As `lab.checks` has it."""
 MIN_SENT_SHARE = 0.99
+CLOCK_REMEDY = 'let NTP or chrony keep both clocks, or watch results, which need this clock alone (observe = "results")'
 REMEDY = "lower the rate, add producers (producers = N), or give them cores of their own"
 
 
@@ -52,6 +53,36 @@ def nothing_seen(outcome: Outcome) -> Iterator[str]:
             yield "not one job was seen to end: do the tasks keep their results, in the backend that is watched?"
 
 
+def clocks_disagree(outcome: Outcome) -> Iterator[str]:
+    """The workers' clocks say what ours does."""
+    if outcome.early:
+        yield (
+            f"{outcome.early} of {outcome.ledger.done} jobs ended before they were sent, as their workers' clocks say, "
+            f"and would count as 0 ms: {CLOCK_REMEDY}"
+        )
+        return
+    apart = max(((_apart_s(worker), name) for name, worker in outcome.workers.items()), default=(0.0, ""))
+    median_s = outcome.spans.latency.quantile_s(0.5)
+    # What a clock is wrong by is in every latency alike, so the median is what it is held against.
+    if apart[0] > outcome.scenario.max_lag_s and not apart[0] <= MAX_LAG_SHARE * median_s:
+        yield (
+            f"the clock of the worker {apart[1]} and ours are some {apart[0] * 1e3:.1f} ms apart, and half of the jobs "
+            f"took {median_s * 1e3:.1f} ms or less: {CLOCK_REMEDY}"
+        )
+
+
+def _apart_s(worker: WorkerOutcome) -> float:
+    """How far a worker's clock is from ours, as far as its messages tell; 0 where its clock is ours.
+
+    Nothing arrives before it was sent: so far it is ahead, or behind, at least. Where the way there seems shorter than
+    the way back, half the difference is what it is behind, as NTP has it; a job's way may be longer by its wait.
+    """
+    if worker.heard_s is None:
+        return 0.0
+    begun_s = worker.heard_s if worker.begun_s is None else worker.begun_s
+    return max(0.0, -worker.heard_s, -begun_s, (worker.heard_s - begun_s) / 2)
+
+
 def users_wait(outcome: Outcome) -> Iterator[str]:
     """A closed load is said to be one."""
     if outcome.scenario.is_closed:
@@ -75,7 +106,7 @@ def long_run(outcome: Outcome) -> Iterator[str]:
 
 
 Check = Callable[[Outcome], Iterator[str]]
-FAULTS: Sequence[Check] = (late_generator, short_generator, nothing_seen)
+FAULTS: Sequence[Check] = (late_generator, short_generator, nothing_seen, clocks_disagree)
 """Each makes a run INVALID."""
 NOTES: Sequence[Check] = (users_wait, lag_within_latency, long_run)
 

@@ -408,6 +408,11 @@ class WorkerOutcome:
     failed: int
     service: Histogram = field(default_factory=Histogram)
     wait: Histogram = field(default_factory=Histogram)
+    heard_s: float | None = None
+    """The least from a moment by its clock until it was heard of, by ours: the way here, less what it is ahead. None
+    where its clock is ours."""
+    begun_s: float | None = None
+    """The least from sent, by our clock, to started, by its own: the way there, plus what it is ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,6 +500,8 @@ class Outcome:
     errors: tuple[ErrorGroup, ...] = ()
     retried: int = 0
     """Attempts beyond a job's first that came after one that failed."""
+    early: int = 0
+    """Jobs that ended before they were sent, as their workers' clocks say it."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Machine, versions and broker, as `lab.environment.fingerprint` says it, and `broker`."""
     started_at: str = ""

@@ -348,6 +348,7 @@ class _Run:
         length_s = end - begin
         ticks = books.ticks()
         ledger = books.ledger
+        heard_s = stand.watch.heard_s()
         others_s = resources.others_cpu_s([(before, after)])
         steal_s = None if before.steal_s is None or after.steal_s is None else after.steal_s - before.steal_s
         self._note_others(others_s, steal_s, elapsed_s)
@@ -368,6 +369,8 @@ class _Run:
                     account.failed,
                     account.service.value,
                     account.wait.value,
+                    heard_s.get(name),
+                    None if account.begun_ns is None else account.begun_ns / 1e9,
                 )
                 for name, account in sorted(books.workers.items(), key=lambda row: _natural(row[0]))
             },
@@ -389,6 +392,7 @@ class _Run:
             notes=(),
             errors=stand.watch.errors(),
             retried=sum(kind.retried for kind in books.kinds),
+            early=books.early,
             environment=stand.fingerprint(),
             started_at=started_at,
             others_cpu_s=others_s,

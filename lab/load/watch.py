@@ -53,6 +53,10 @@ class Watching(Protocol):
         """What failures said."""
         ...
 
+    def heard_s(self) -> Mapping[str, float]:
+        """Of each worker whose clock may not be ours, the least from a moment by its clock until it was heard of."""
+        ...
+
     def close(self) -> None:
         """Stop watching; safe to call twice."""
         ...
@@ -176,6 +180,10 @@ class Marks:
                             groups.add(match[2], match[3])
         return groups.value
 
+    def heard_s(self) -> Mapping[str, float]:
+        """See `Watching`. All moments are of our own clock."""
+        return {}
+
     def close(self) -> None:
         """See `Watching`."""
         self._reels.clear()
@@ -290,7 +298,7 @@ class Events:
         """Returns when it listens."""
         self._app, self._heard, self._groups = app, _Heard(), Groups()
         self._tag = -1
-        self._offset_ns = time.monotonic_ns() - time.time_ns()
+        self._heard_ns: dict[str, int] = {}
         self._stands = threading.Event()
         self._receiver: Any = None
         self.lost_connection = ""
@@ -318,17 +326,21 @@ class Events:
         if kind not in self._OVER:
             return
         good, job = self._OVER[str(kind)], str(event.get("uuid"))
-        ended_ns = round(float(event["timestamp"]) * 1e9) + self._offset_ns
+        # Our own two clocks are compared each time: the time of day may be set while a soak runs.
+        now_ns, day_ns, worker = time.monotonic_ns(), time.time_ns(), str(event.get("hostname"))
+        took_ns = day_ns - round(float(event["timestamp"]) * 1e9)
+        self._heard_ns[worker] = min(took_ns, self._heard_ns.get(worker, took_ns))
+        ended_ns = now_ns - took_ns
         runtime = event.get("runtime")
         started_ns = ended_ns - round(float(runtime) * 1e9) if runtime is not None else 0
-        self._heard.add(job, started_ns=started_ns, ended_ns=ended_ns, good=good, worker=str(event.get("hostname")))
+        self._heard.add(job, started_ns=started_ns, ended_ns=ended_ns, good=good, worker=worker)
         if not good and kind != "task-retried":
             says = event.get("exception") or ("expired" if event.get("expired") else str(kind).partition("-")[2])
             self._groups.add(job, str(says))
 
     def begin(self, tag: int, names: Sequence[str]) -> None:
         """See `Watching`."""
-        self._tag, self._groups = tag, Groups(tag, tuple(names))
+        self._tag, self._groups, self._heard_ns = tag, Groups(tag, tuple(names)), {}
 
     def trouble(self) -> str:
         """See `Watching`."""
@@ -341,6 +353,10 @@ class Events:
     def errors(self) -> tuple[ErrorGroup, ...]:
         """See `Watching`."""
         return self._groups.value
+
+    def heard_s(self) -> Mapping[str, float]:
+        """See `Watching`."""
+        return {name: ns / 1e9 for name, ns in list(self._heard_ns.items())}
 
     def close(self) -> None:
         """See `Watching`."""
@@ -416,6 +432,10 @@ class Results:
     def errors(self) -> tuple[ErrorGroup, ...]:
         """See `Watching`."""
         return self._groups.value
+
+    def heard_s(self) -> Mapping[str, float]:
+        """See `Watching`. All moments are of our own clock."""
+        return {}
 
     def close(self) -> None:
         """See `Watching`."""
