@@ -23,7 +23,7 @@ from lab.load import idents
 from lab.load.apps import Address
 from lab.load.arguments import Arguments
 from lab.load.books import Bits, Books, Ends
-from lab.load.generator import BATCH, Order, Producer, feed_of, issued
+from lab.load.generator import BATCH, Log, Order, Producer, feed_of, issued
 from lab.load.hdr import HIGHEST_NS, Histogram, Layout, Recorder, decoded, of
 from lab.load.model import Arrivals, Drawn, Kind, Made, Numbered, Piece, Scenario, Stage
 from lab.load.run import planned_end_s, producers_for
@@ -223,12 +223,34 @@ def test_a_broker_that_stalls_makes_jobs_late_and_moves_no_due_time():
     assert lag_ms[:101].tolist() == [0] * 101
     assert lag_ms[101:201].tolist() == [1000 - 10 * n for n in range(1, 101)]
     assert lag_ms[201:].tolist() == [0] * 99
-    # And what the producer says of itself is the same
+    # And what the producer says of itself is the same, but that the job it stood still with was not taken before
     lag = of([])
     for line in sink.said:
         said = issued(json.loads(json.dumps(line)))
         lag = lag.merged(said.lag, said.lag_measured)
-    assert lag == of(sent.sent_ns - sent.due_ns)
+    late_ns = sent.sent_ns - sent.due_ns
+    late_ns[100] += 10**9
+    assert lag == of(late_ns)
+
+
+def test_jobs_are_late_until_the_broker_has_taken_their_batch_and_those_of_users_are_told_apart():
+    # Given a broker that takes 3 ms for each write
+    sink = Sink(FakeClock(), lambda _: 0.003)
+    asked = scenario(Stage("constant", 2, (Piece(2, 100, 100),)))
+    sink.run(order(asked))
+    # Then each job is 3 ms late although it was begun when it was due
+    heard = [issued(json.loads(json.dumps(line))) for line in sink.said]
+    lag = of([]).merged(*(one.lag_measured for one in heard))
+    assert lag.min_s == lag.max_s == 0.003
+    assert not any(len(one.lag_closed) for one in heard)
+    # And jobs of a closed stage are in a histogram of their own
+    log = Log(1, 10**9, (0, 10**10), is_closed=True)
+    log.batch([0], [0], 0, 5_000_000)
+    said = issued(json.loads(json.dumps(log.line())))
+    assert (len(said.lag_closed), len(said.lag_measured)) == (1, 0)
+    books = Books(["k"], start_ns=0, window_s=(0.0, 10.0))
+    books.issued(said)
+    assert (len(books.lag.value), len(books.lag_open.value)) == (1, 0)
 
 
 def test_what_a_producer_says_of_its_ticks_adds_up():

@@ -30,6 +30,8 @@ from lab.load.model import (
     Scenario,
     Spans,
     Stage,
+    Tally,
+    Tick,
     Watch,
     WorkerOutcome,
 )
@@ -529,17 +531,59 @@ def test_a_late_generator_makes_a_run_invalid_unless_its_lag_is_a_small_part():
     # A lag of 8 ms is more than is allowed, and less than a tenth of 100 ms; of 20 ms it is not
     late = replace(fine, lag=of(np.full(100, 8_000_000)))
     assert doubts.faults(late) == ()
-    assert [f.check for f in doubts.faults(replace(late, spans=outcome(scenario(), latency_ms=20).spans))] == [
+    assert "no more than a tenth" in doubts.notes(late)[0]
+    assert [f.check for f in doubts.faults(replace(late, kinds=outcome(scenario(), latency_ms=20).kinds))] == [
         "late_generator"
     ]
     # A scenario may allow more; where no job ended, nothing excuses it
-    assert doubts.faults(replace(late, spans=Spans()))
-    assert not doubts.faults(replace(late, spans=Spans(), scenario=replace(scenario(), max_lag_s=0.01)))
+    nothing = {name: replace(kind, spans=Spans()) for name, kind in fine.kinds.items()}
+    assert doubts.faults(replace(late, kinds=nothing))
+    assert not doubts.faults(replace(late, kinds=nothing, scenario=replace(scenario(), max_lag_s=0.01)))
     # A lag that is allowed and no small part is told
-    assert "more than a tenth" in doubts.notes(replace(fine, spans=outcome(scenario(), latency_ms=5).spans))[0]
+    assert "is more than a tenth" in doubts.notes(replace(fine, kinds=outcome(scenario(), latency_ms=5).kinds))[0]
     # One in a hundred is what counts: a rare stall is in the latency anyway
     rare = of(np.array([1_000_000] * 995 + [9_000_000_000] * 5))
     assert doubts.faults(replace(fine, lag=rare)) == ()
+
+
+def test_slow_jobs_excuse_no_lag_of_quick_ones():
+    # Given a generator that is 200 ms late at the median and a second at p99
+    fine = outcome(scenario())
+    lag = of(np.array([200_000_000] * 95 + [1_000_000_000] * 5))
+    # When 6 % of a kind's jobs take 20 s, which is far more than that second, and the others 300 ms
+    mixed = of(np.array([300_000_000] * 94 + [20_000_000_000] * 6))
+    kinds = {name: replace(kind, spans=Spans(mixed, mixed, mixed, mixed)) for name, kind in fine.kinds.items()}
+    # Then its median says that the generator was too late
+    found = doubts.faults(replace(fine, lag=lag, kinds=kinds))
+    assert [fault.check for fault in found] == ["late_generator"]
+    assert "p50" in found[0].says
+    # And where all of one kind take 20 s, that excuses nothing of the other
+    slow = of(np.full(98, 20_000_000_000))
+    (first, one), (second, other) = list(fine.kinds.items())[:2]
+    two = {first: replace(one, spans=Spans(slow, slow, slow, slow)), second: other}
+    found = doubts.faults(replace(fine, lag=lag, kinds=two))
+    assert [fault.check for fault in found] == ["late_generator"]
+    assert repr(second) in found[0].says
+    # But a kind of which no job was due has no part in it
+    none = replace(other, issued_measured=0)
+    assert doubts.faults(replace(fine, lag=lag, kinds={**two, second: none})) == ()
+    assert doubts.notes(replace(fine, lag=lag, kinds={**two, second: none}))
+
+
+def test_a_closed_stage_excuses_its_own_jobs_alone():
+    # Given a scenario with a closed stage after an open one of 5 s, and a generator that was late
+    asked = scenario()
+    mixed = replace(asked, stages=(replace(asked.stages[0], for_s=5.0), Stage("closed", 5, users=2)))
+    late = of(np.full(100, 50_000_000))
+    fine = replace(outcome(mixed), lag=late, window_s=(1.0, 10.0))
+    # Then jobs of the closed stage may be late, and jobs of the open one may not
+    assert doubts.faults(fine) == doubts.faults(replace(fine, lag_open=of(np.full(50, 1_000_000)))) == ()
+    assert [fault.check for fault in doubts.faults(replace(fine, lag_open=late))] == ["late_generator"]
+    # And what was not sent within the open stage is missed, whatever was sent in the closed one
+    ticks = tuple(Tick(float(at), 1.0, Tally(due=10, sent=9 if at < 5 else 10)) for at in range(10))
+    assert [fault.check for fault in doubts.faults(replace(fine, ticks=ticks))] == ["short_generator"]
+    whole = tuple(replace(tick, whole=Tally(due=10, sent=10 if tick.at_s < 5 else 9)) for tick in ticks)
+    assert doubts.faults(replace(fine, ticks=whole)) == ()
 
 
 def test_workers_whose_clocks_disagree_make_a_run_invalid():

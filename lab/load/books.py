@@ -79,9 +79,11 @@ class Issued:
     measured: Ints
     """Of those, how many were due in the measured window."""
     lag: Histogram
-    """Of jobs that were not."""
+    """From due until the broker had taken them, of jobs that were not."""
     lag_measured: Histogram
-    """Of jobs that were due in the measured window."""
+    """Of jobs of open stages that were due in the measured window."""
+    lag_closed: Histogram
+    """Of those of closed stages."""
     taken: Histogram
     """How long the broker took for each batch."""
 
@@ -169,7 +171,7 @@ class Books:
         self._done, self._failed, self._again = Bits(), Bits(), Bits()
         self.kinds = [_Kind() for _ in self.names]
         self.workers: dict[str, _Worker] = {}
-        self.lag, self.taken = Recorder(), Recorder()
+        self.lag, self.lag_open, self.taken = Recorder(), Recorder(), Recorder()
         self._ticks: dict[int, _Tick] = {}
         self.last_end_ns = 0
         self.early = 0
@@ -183,8 +185,10 @@ class Books:
             self._tick(tick).tallies[:, DUE] += counts
         row = self._tick(issued.tick)
         row.tallies[:, SENT] += issued.sent
-        row.lag = row.lag.merged(issued.lag.coarse(), issued.lag_measured.coarse())
-        self.lag.add(issued.lag_measured)
+        row.lag = row.lag.merged(*(lag.coarse() for lag in (issued.lag, issued.lag_measured, issued.lag_closed)))
+        self.lag_open.add(issued.lag_measured)
+        for lag in (issued.lag_measured, issued.lag_closed):
+            self.lag.add(lag)
         self.taken.add(issued.taken)
         for place, kind in enumerate(self.kinds):
             kind.sent += int(issued.sent[place])

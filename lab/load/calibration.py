@@ -151,7 +151,7 @@ def _send(
                     if "error" in said:
                         raise LabError(f"a producer could not send: {said['error']}")
                     one: Issued = issued(said)
-                    told.lag = told.lag.merged(one.lag, one.lag_measured)
+                    told.lag = told.lag.merged(one.lag, one.lag_measured, one.lag_closed)
                     told.taken = told.taken.merged(one.taken)
                     told.jobs += int(one.sent.sum())
                     told.rss_bytes = int(said["rss"])

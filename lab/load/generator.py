@@ -42,7 +42,8 @@ from lab.model import LabError
 from producer.publish import Parcel, Sender
 
 BATCH = 200
-"""Most jobs in one write. All of them count as sent when the first is begun, so it must not take long to make them."""
+"""Most jobs in one write. All of them say that they were sent when the first is begun, for their ids are made before
+they are; how late they are counts until the broker has taken the last."""
 HELD = 2000
 """Figures that wait for their histogram: what it costs to take them in comes at once, and must not make jobs late."""
 PAGE_BYTES = resource.getpagesize()
@@ -147,11 +148,15 @@ class Log:
     measured: list[int] = field(default_factory=list)
     lag: Recorder = field(default_factory=Recorder)
     lag_measured: Recorder = field(default_factory=Recorder)
+    lag_closed: Recorder = field(default_factory=Recorder)
     taken: Recorder = field(default_factory=Recorder)
     lags: list[int] = field(default_factory=list)
     """Not yet in the histogram: one by one each would cost more than its job."""
     lags_measured: list[int] = field(default_factory=list)
+    lags_closed: list[int] = field(default_factory=list)
     takes: list[int] = field(default_factory=list)
+    is_closed: bool = False
+    """Whether users wait for what is sent now."""
     last_ns: int = 0
     """When the last batch had been taken."""
     total: int = 0
@@ -160,8 +165,9 @@ class Log:
         self.sent, self.measured = [0] * self.kinds, [0] * self.kinds
 
     def batch(self, kinds: Sequence[int], due_us: Sequence[int], sent_ns: int, taken_ns: int) -> None:
-        """Count some jobs that were sent at once."""
+        """Count some jobs that were sent at once; each is as late as the broker was in taking all of them."""
         begin, end = self.window_ns
+        measured = self.lags_closed if self.is_closed else self.lags_measured
         tick_us = self.tick_ns // 1000
         for kind, us in zip(kinds, due_us, strict=True):
             tick = us // tick_us
@@ -172,19 +178,20 @@ class Log:
             self.sent[kind] += 1
             if begin <= us * 1000 <= end:
                 self.measured[kind] += 1
-                self.lags_measured.append(sent_ns - us * 1000)
+                measured.append(taken_ns - us * 1000)
             else:
-                self.lags.append(sent_ns - us * 1000)
+                self.lags.append(taken_ns - us * 1000)
         self.takes.append(taken_ns - sent_ns)
         self.last_ns = taken_ns
         self.total += len(kinds)
-        if len(self.lags) + len(self.lags_measured) + len(self.takes) > HELD:
+        if len(self.lags) + len(measured) + len(self.takes) > HELD:
             self._record()
 
     def _record(self) -> None:
         for recorder, values in (
             (self.lag, self.lags),
             (self.lag_measured, self.lags_measured),
+            (self.lag_closed, self.lags_closed),
             (self.taken, self.takes),
         ):
             recorder.record(np.array(values, dtype=np.int64))
@@ -200,6 +207,7 @@ class Log:
             "measured": self.measured,
             "lag": sparse(self.lag.value),
             "lag_measured": sparse(self.lag_measured.value),
+            "lag_closed": sparse(self.lag_closed.value),
             "taken": sparse(self.taken.value),
             "total": self.total,
             "last_s": self.last_ns / 1e9,
@@ -207,7 +215,7 @@ class Log:
             "cpu_s": time.process_time(),
         }
         self.due, self.sent, self.measured = {}, [0] * self.kinds, [0] * self.kinds
-        for recorder in (self.lag, self.lag_measured, self.taken):
+        for recorder in (self.lag, self.lag_measured, self.lag_closed, self.taken):
             recorder.clear()
         return said
 
@@ -237,6 +245,7 @@ def issued(said: Mapping[str, Any]) -> Issued:
         np.array(said["measured"], dtype=np.int64),
         _thick(said["lag"]),
         _thick(said["lag_measured"]),
+        _thick(said["lag_closed"]),
         _thick(said["taken"]),
     )
 
@@ -281,6 +290,7 @@ class Producer:
         scenario, begin_s = self._order.scenario, 0.0
         try:
             for number, stage in enumerate(scenario.stages):
+                self._log.is_closed = stage.is_closed
                 if stage.is_closed:
                     self._closed(stage, start_ns, begin_s)
                 else:

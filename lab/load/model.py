@@ -248,7 +248,7 @@ class Scenario:
     producers: int | None = None
     """Processes that send; None leaves it to the rate."""
     max_lag_s: float = 0.005
-    """A generator that is later than this at p99, and later than a tenth of the latency, makes the run INVALID."""
+    """A generator that is later than this, and later than a tenth of a kind's latency, makes the run INVALID."""
     path: str = ""
     """The file it was read from, as the user named it."""
     text: str = ""
@@ -341,7 +341,7 @@ class Tick:
     latency: Histogram = field(default_factory=Histogram)
     """From due to ended, of jobs that ended in it; coarse."""
     lag: Histogram = field(default_factory=Histogram)
-    """From due to sent, of jobs that were sent in it; coarse."""
+    """From due until the broker had taken it, of jobs that were sent in it; coarse."""
     wait: Histogram = field(default_factory=Histogram)
     """From sent to started, of jobs that ended in it; coarse; empty where nobody sees the start."""
     phase: str = "measured"
@@ -476,7 +476,7 @@ class Outcome:
     ledger: Ledger
     spans: Spans
     lag: Histogram
-    """From due to sent, of all jobs due after the warm-up, whether they ended or not."""
+    """From due until the broker had taken it, of all jobs due after the warm-up, whether they ended or not."""
     kinds: Mapping[str, KindOutcome]
     workers: Mapping[str, WorkerOutcome]
     ticks: tuple[Tick, ...]
@@ -500,6 +500,8 @@ class Outcome:
     errors: tuple[ErrorGroup, ...] = ()
     retried: int = 0
     """Attempts beyond a job's first that came after one that failed."""
+    lag_open: Histogram = field(default_factory=Histogram)
+    """The lag of jobs of open stages alone, where there are closed ones too; else empty or the same."""
     early: int = 0
     """Jobs that ended before they were sent, as their workers' clocks say it."""
     environment: Mapping[str, Any] = field(default_factory=dict)

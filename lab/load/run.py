@@ -392,6 +392,7 @@ class _Run:
             notes=(),
             errors=stand.watch.errors(),
             retried=sum(kind.retried for kind in books.kinds),
+            lag_open=books.lag_open.value,
             early=books.early,
             environment=stand.fingerprint(),
             started_at=started_at,
