@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from lab.load import after, export, store
 from lab.load.after import PAGE, Wanted
 from lab.load.live import LiveView
 from lab.load.model import Judged, Outcome, Scenario, Tick
+from lab.load.possible import refuse_impossible
 from lab.load.prometheus import address, watching
 from lab.load.run import producers_for, run_on
 from lab.load.scenario import read
 from lab.load.search import search_of
+from lab.load.shapes import moments
 from lab.load.stand import Stand
 from lab.load.tables import headline_lines
 from lab.model import BadInput
@@ -112,6 +114,9 @@ def load(
     search = search_of(asked, low_hz=low_hz, high_hz=high_hz) if find_limit else None
     if metrics:
         address(metrics)  # said now if it is misspelt
+    refuse_impossible(
+        asked, now=datetime.now(UTC), producers=producers_for(asked), moments=lambda stage: moments(Path(stage.trace))
+    )
     if check:
         _say_plan(asked, human, want_json)
         return
@@ -153,7 +158,10 @@ def _asked(path: Path, broker: str | None, seed: int | None, producers: int | No
             raise BadInput("a closed stage takes one producer: its users wait for each other's ends")
         asked = dataclasses.replace(asked, producers=producers)
     if broker and (meant or not asked.broker):
-        asked = dataclasses.replace(asked, broker=broker)
+        # Whatever is wrong with it is not the file's fault.
+        asked = dataclasses.replace(
+            asked, broker=broker, lines={name: line for name, line in asked.lines.items() if name != "broker"}
+        )
     return asked if seed is None else dataclasses.replace(asked, seed=seed)
 
 

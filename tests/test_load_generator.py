@@ -427,6 +427,15 @@ def test_latency_of_a_postponed_job_counts_from_when_it_may_run():
     assert books.spans.latency == of([300_000_000])
 
 
+def test_a_job_with_an_eta_is_due_at_its_eta_or_later():
+    # Given a job due at 0, of a kind that may not run before the second second, or before a moment long past
+    for eta_ns, latency_ms in ((2_000_000_000, 300), (-5, 2300)):
+        books = Books(["k"], start_ns=0, window_s=(0.0, 9.0), etas_ns=[eta_ns])
+        books.ended(ends([(1, 2300, True)]))
+        # Then its latency counts from whichever is later
+        assert books.spans.latency == of([latency_ms * 1_000_000])
+
+
 def test_ends_before_their_jobs_were_sent_are_counted_and_so_is_how_early_a_worker_begins():
     # Given jobs that were sent 0.5 ms late: one whose worker's clock is a little behind, and two where it is far behind
     books = Books(["k"], start_ns=10**9, window_s=(0.0, 9.0))

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from dataclasses import fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from lab.load.model import (
     Watch,
     WorkerOutcome,
 )
+from lab.load.possible import refuse_impossible
 from lab.load.scenario import parsed, read
 from lab.load.shapes import SHAPES_OF_LOAD
 from lab.load.thresholds import METRICS, ThresholdError, find, judge, parse
@@ -208,6 +210,51 @@ def test_what_is_wrong_is_said_with_its_line(there: str, instead: str, said: str
     # And the line is that of the mistake, or of the table that it is missing from
     at = TEXT[: TEXT.index(there)].count("\n") + 1
     assert abs(int(found[1]) - at) <= 4, words
+
+
+IMPOSSIBLE = [
+    ('countdown = "2s"', 'countdown = "30s"', 'task = "snooze"', "would be lost: its countdown of 30 s"),
+    ('countdown = "2s"', 'eta = "2030-01-01T12:00:00+00:00"', 'task = "snooze"', "would be lost: its eta is"),
+    ("seed = 7", "seed = 7\ncount = 1", "count = 1", "is due within the warm-up"),
+    ('to = "600/min"', "to = 900000", 'shape = "ramp"', "1 producer cannot offer 900000 jobs/s"),
+]
+
+
+@pytest.mark.parametrize(("there", "instead", "at", "said"), IMPOSSIBLE)
+def test_a_plan_that_cannot_come_true_is_refused_with_its_line(there: str, instead: str, at: str, said: str):
+    # Given a file that can be read, and would be of no use
+    now = datetime(2029, 1, 1, tzinfo=UTC)
+    refuse_impossible(scenario(), now=now, producers=1)
+    assert there in TEXT
+    text = TEXT.replace(there, instead, 1)
+    # When it is asked for
+    with pytest.raises(BadInput) as caught:
+        refuse_impossible(scenario(text), now=now, producers=1)
+    # Then it is refused, in the line that says so or where its table begins
+    found = re.match(r"shop\.toml:(\d+): ", str(caught.value))
+    assert found, caught.value
+    assert abs(int(found[1]) - line_of(text, at)) <= 1
+    assert said in str(caught.value)
+
+
+def test_what_can_come_true_is_not_refused():
+    now = datetime(2030, 1, 1, 11, 59, 50, tzinfo=UTC)
+    soon = TEXT.replace('countdown = "2s"', 'eta = "2030-01-01T12:00:00+00:00"')
+    refuse_impossible(scenario(soon), now=now, producers=1)
+    refuse_impossible(scenario(TEXT.replace('to = "600/min"', "to = 900000")), now=now, producers=64)
+    refuse_impossible(scenario(TEXT.replace("seed = 7", "seed = 7\ncount = 20")), now=now, producers=1)
+    for path in SHIPPED:
+        refuse_impossible(
+            read(path, environ={}),
+            now=now,
+            producers=1,
+            moments=lambda _: [],
+        )
+
+
+def test_a_search_that_could_not_be_made_is_refused_where_it_is_read():
+    text = TEXT + '[search]\nfrom = 1\nto = 20\nfor = "2s"\n'
+    assert complaint(text).startswith(f"shop.toml:{line_of(text, '[search]')}: each rate must be tried for")
 
 
 def test_a_queue_that_no_worker_serves_is_named_with_its_line():

@@ -161,12 +161,15 @@ class Books:
         window_s: tuple[float, float],
         tick_s: float = 1.0,
         countdowns_s: Sequence[float] = (),
+        etas_ns: Sequence[int | None] = (),
         expected: Mapping[int, Callable[[int], int]] | None = None,
     ) -> None:
-        """`names` are the kinds; `countdowns_s` is how long each is not to be run; `expected` says of some kinds, by
-        their place, which checksum a job must return."""
+        """`names` are the kinds; `countdowns_s` is how long each is not to be run, `etas_ns` the moment before which
+        none of it is; `expected` says of some kinds, by their place, which checksum a job must return."""
         self.names, self.start_ns, self.window_s, self.tick_s = tuple(names), start_ns, window_s, tick_s
         self._held_ns = np.array([round(1e9 * s) for s in countdowns_s] or [0] * len(self.names), dtype=np.int64)
+        # A moment that has long been is none.
+        self._not_before_ns = np.array([eta or 0 for eta in etas_ns] or [0] * len(self.names), dtype=np.int64)
         self._expected = expected or {}
         self._done, self._failed, self._again = Bits(), Bits(), Bits()
         self.kinds = [_Kind() for _ in self.names]
@@ -306,8 +309,9 @@ class Books:
         seqs, kinds = ids.seq[first], ids.kind[first]
         mended = self._failed.of(seqs)
         self._done.set(seqs)
-        held = self._held_ns[kinds]
-        due, sent = self.start_ns + ids.due_ns[first] + held, self.start_ns + ids.sent_ns[first] + held
+        held, eta = self._held_ns[kinds], self._not_before_ns[kinds]
+        due = np.maximum(self.start_ns + ids.due_ns[first] + held, eta)
+        sent = np.maximum(self.start_ns + ids.sent_ns[first] + held, eta)
         began, end = started[first], ended[first]
         window = self._in_window(ids.due_ns[first])
         ended_in = self._in_window(end - self.start_ns)

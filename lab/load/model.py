@@ -79,7 +79,7 @@ class Kind:
     countdown_s: float | None = None
     """A worker must not run it before so long after it was due; its latency counts from then."""
     eta: str | None = None
-    """A worker must not run it before this time of day, ISO 8601 with a zone."""
+    """A worker must not run it before this time of day, ISO 8601 with a zone; it is not due earlier."""
     expires_s: float | None = None
     """A worker must not run it later than so long after it was sent."""
     line: int = 0
@@ -253,6 +253,8 @@ class Scenario:
     """The file it was read from, as the user named it."""
     text: str = ""
     """The file itself, before variables were filled in."""
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """Where the file says `count` and its `broker`."""
 
     @property
     def planned_s(self) -> float:

@@ -154,6 +154,7 @@ class _Run:
             window_s=window,
             tick_s=tick_s,
             countdowns_s=[kind.countdown_s or 0.0 for kind in scenario.kinds],
+            etas_ns=[_moment_ns(kind.eta) for kind in scenario.kinds],
             expected=self._expected(),
         )
         for producer in self.producers:
@@ -419,6 +420,13 @@ class _Run:
                 self.notes.append(
                     f"{who} {seconds / elapsed_s:.2f} cores during the run: latency holds their share too"
                 )
+
+
+def _moment_ns(eta: str | None) -> int | None:
+    """A time of day on CLOCK_MONOTONIC."""
+    if eta is None:
+        return None
+    return time.monotonic_ns() + round((datetime.fromisoformat(eta) - datetime.now(UTC)).total_seconds() * 1e9)
 
 
 def _natural(name: str) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from lab.load import lines
+from lab.load import limit, lines
 from lab.load.checked import MEASURE, File, Table, nearest, shown
 from lab.load.idents import LONGEST_S, MOST_JOBS, MOST_KINDS
 from lab.load.model import (
@@ -116,6 +116,11 @@ def _scenario(top: Table, text: str) -> Scenario:
         max_lag_s=max_lag_s,
         path=str(top.file.path),
         text=_SECRET.sub(r"\1***@", text),
+        lines={
+            name: top.file.line(key)
+            for name, key, is_there in (("count", ("count",), count), ("broker", ("broker", "url"), broker))
+            if is_there
+        },
     )
     _refuse_impossible(top, scenario)
     return scenario
@@ -395,7 +400,7 @@ def _search(table: Table | None) -> Search | None:
         line=table.line,
     )
     table.done("[search]", ("from", "to", "for", "arrivals", "repeats", "precision", "slack", "most"))
-    return search
+    return limit.check(search, f"{table.file.path}:{table.line}: ")
 
 
 def _below_one(table: Table, key: str, default: float) -> float:

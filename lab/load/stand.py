@@ -24,6 +24,7 @@ from lab.load.apps import BROKER_TIMEOUT_S, Address, make_app
 from lab.load.arguments import Arguments
 from lab.load.idents import TAG_BITS, job_id
 from lab.load.model import Attached, Crew, Holds, Scenario, Watch
+from lab.load.possible import at
 from lab.load.scenario import is_redis
 from lab.load.sending import LOOK_S
 from lab.load.watch import Events, Folder, Marks, Results, Watching
@@ -86,8 +87,11 @@ class Stand:
         for kind in scenario.kinds:
             needs = JOBS[str(kind.job)].needs
             if needs and importlib.util.find_spec(needs) is None:
-                raise BadInput(f"{_where(scenario, kind.line)}the job {kind.job!r} needs {needs}; install it")
-        session = self._stack.enter_context(open_session(scenario.broker or None, force=self._force, say=self._say))
+                raise BadInput(f"{at(scenario, kind.line)}the job {kind.job!r} needs {needs}; install it")
+        try:
+            session = self._stack.enter_context(open_session(scenario.broker or None, force=self._force, say=self._say))
+        except BadInput as error:
+            raise BadInput(f"{_broker_at(scenario)}{error}") from None
         self._session = session
         session.say_alive()
         prefix = f"{session.prefix}load:"
@@ -188,7 +192,8 @@ class Stand:
         scenario = self._scenario
         if not is_redis(scenario.broker):
             raise BadInput(
-                "a load test needs a Redis or Valkey: --broker redis://[:password@]host:port/db (or rediss://)"
+                f"{_broker_at(scenario)}a load test needs a Redis or Valkey: --broker redis://[:password@]host:port/db "
+                "(or rediss://)"
             )
         children = self._stack.enter_context(Children())
         broker = Broker(scenario.broker, None)
@@ -209,7 +214,7 @@ class Stand:
                 self.watch = Results(url)
             except (redis.RedisError, OSError) as error:
                 raise BadInput(
-                    f"{_where(scenario, attached.line)}no result backend answers at {brokers.shown(url)} "
+                    f"{at(scenario, attached.line)}no result backend answers at {brokers.shown(url)} "
                     f'({first_line(error)}); name it with results = "redis://…"'
                 ) from None
         self._stack.callback(self.watch.close)
@@ -230,7 +235,7 @@ class Stand:
         queues = inspect.active_queues() or {}
         if not queues:
             return (
-                f"{_where(scenario, attached.line)}no worker answers on the broker "
+                f"{at(scenario, attached.line)}no worker answers on the broker "
                 f"{brokers.shown(scenario.broker)} within {timeout_s:g} s; is one running, and is its global_keyprefix "
                 "named in [broker] key_prefix?"
             )
@@ -243,7 +248,7 @@ class Stand:
             if not listening:
                 every = sorted({queue for listed in served.values() for queue in listed})
                 return (
-                    f"{_where(scenario, kind.line)}no worker listens on the queue {kind.queue!r}; workers listen on: "
+                    f"{at(scenario, kind.line)}no worker listens on the queue {kind.queue!r}; workers listen on: "
                     f"{', '.join(every)}"
                 )
             for name in listening:
@@ -251,7 +256,7 @@ class Stand:
                     return SILENT
                 if kind.task not in known[name]:
                     raise BadInput(
-                        f"{_where(scenario, kind.line)}worker {name} listens on the queue {kind.queue!r} and does "
+                        f"{at(scenario, kind.line)}worker {name} listens on the queue {kind.queue!r} and does "
                         f"not know the task {kind.task!r}; it knows: {', '.join(sorted(known[name])[:20])}"
                     )
         return ""
@@ -379,8 +384,8 @@ class Stand:
         return {**environment.fingerprint(), "broker": version, "broker_is_own": self.broker_pid is not None}
 
 
-def _where(scenario: Scenario, line: int) -> str:
-    return f"{scenario.path}:{line}: " if scenario.path and line else ""
+def _broker_at(scenario: Scenario) -> str:
+    return at(scenario, scenario.lines.get("broker", 0))
 
 
 def first_line(error: BaseException) -> str:
@@ -392,8 +397,10 @@ def _refuse_silent(client: redis.Redis, broker: Broker, scenario: Scenario) -> N
     try:
         client.ping()
     except redis.AuthenticationError:
-        raise BadInput(f"the broker at {broker.shown} refuses the user or password; check its URL") from None
+        raise BadInput(
+            f"{_broker_at(scenario)}the broker at {broker.shown} refuses the user or password; check its URL"
+        ) from None
     except (redis.RedisError, OSError, ValueError) as error:
         raise BadInput(
-            f"{scenario.path or 'the scenario'}: no broker answers at {broker.shown} ({first_line(error)}); is it up?"
+            f"{_broker_at(scenario)}no broker answers at {broker.shown} ({first_line(error)}); is it up?"
         ) from None
