@@ -27,7 +27,7 @@ from lab.load.generator import BATCH, Log, Order, Producer, feed_of, issued
 from lab.load.hdr import HIGHEST_NS, Histogram, Layout, Recorder, decoded, of
 from lab.load.model import Arrivals, Drawn, Kind, Made, Numbered, Piece, Scenario, Stage
 from lab.load.run import planned_end_s, producers_for
-from lab.load.watch import Events, Folder, Marks
+from lab.load.watch import SILENT_S, Events, Folder, Marks
 from tasks.jobs import JOBS
 from tasks.registry import checksum
 from tasks.timeline import CAPACITY, Tape, end
@@ -475,6 +475,33 @@ def test_events_say_how_far_a_workers_clock_may_be(monkeypatch: pytest.MonkeyPat
     watch._event({**told, "hostname": "near", "timestamp": time.time_ns() / 1e9})
     ended = np.concatenate([seen.ended_ns for seen in watch.ended()]) / 1e9
     assert np.allclose(time.monotonic() - ended, [0], atol=5)
+
+
+def test_a_worker_of_somebody_else_that_falls_silent_or_is_the_last_to_leave_is_missed(monkeypatch: pytest.MonkeyPatch):
+    # Given two workers that serve our queues, one that does not, and one that never sends a heartbeat
+    watch = Events(NoBroker(), {"a@far", "b@far", "mute@far"})
+
+    def said(kind: str, worker: str) -> None:
+        watch._event({"type": kind, "hostname": worker, "timestamp": time.time()})
+
+    for worker in ("a@far", "b@far", "other@far"):
+        said("worker-heartbeat", worker)
+    assert watch.gone() == ""
+    # When one says good-bye, it is no longer expected to be heard of; whoever is not ours never was
+    said("worker-offline", "a@far")
+    assert watch.left() == ["a@far"]
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + SILENT_S + 1)
+    # Then the other is missed, unless it gives any sign, if only of a job
+    assert watch.gone().startswith("b@far has sent no heartbeat for 31 s")
+    said("task-received", "b@far")
+    assert watch.gone() == ""
+    # And so is the last that leaves; one that comes back is there
+    for worker in ("b@far", "mute@far"):
+        said("worker-offline", worker)
+    assert "the last worker" in watch.gone()
+    said("worker-online", "a@far")
+    assert watch.gone() == ""
 
 
 def test_the_books_take_no_more_memory_for_more_jobs():

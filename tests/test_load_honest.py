@@ -31,7 +31,7 @@ from lab.load.model import Arrivals, Crew, Drawn, Kind, Outcome, Piece, Scenario
 from lab.load.run import run, run_on
 from lab.load.scenario import parsed
 from lab.load.stand import Stand
-from lab.model import BadInput
+from lab.model import BadInput, LabError
 from lab.stats import t_quantile
 
 ROOT = Path(__file__).parent.parent
@@ -258,6 +258,7 @@ def test_one_solo_worker_waits_as_the_law_of_its_jobs_says_and_not_as_another():
         # And the mean wait is what that law makes of these arrivals, and none that the other makes of them
         bands = {one: band_of_means(one, sent, extra, between, setup) for one in LAWS}
         other = next(one for one in LAWS if one != law)
+        assert bands["M/D/1"][1] < bands["M/M/1"][0], f"this machine is too busy for the test: {bands}"
         assert bands[law][0] * (1 - SPARE) <= measured <= bands[law][1] * (1 + SPARE), (law, measured, bands)
         assert not bands[other][0] <= measured <= bands[other][1], (law, measured, bands)
         means[law] = measured
@@ -462,6 +463,31 @@ def test_a_task_of_somebody_else_is_watched_through_events_and_through_results(t
     assert asked_in_vain["task"].startswith("shop.toml:4: ")
     assert "does not know the task 'shop.tasks.crop'" in asked_in_vain["task"].replace("  ", " ")
     assert "no worker listens on the queue 'shopping'; workers listen on: shop" in asked_in_vain["queue"]
+
+
+@pytest.mark.real
+def test_jobs_that_are_left_in_somebody_elses_queue_are_counted_and_no_other_run_begins(tmp_path: Path):
+    # Given a stand on somebody else's worker, which has made a run
+    import redis
+
+    with shop(tmp_path) as url, redis.Redis.from_url(url) as client:
+        asked = shop_scenario(url, SHOP_SCENARIO.replace('"10s"', '"500ms"'))
+        with Stand(asked) as stand:
+            stand.ready()
+            assert stand.clear() == 0
+            # When the worker stands still with jobs in its queue
+            worker = next(p for p in psutil.Process().children() if "shop" in p.cmdline())
+            worker.suspend()
+            try:
+                client.rpush("shop", "{}", "{}", "{}")
+                # Then they are counted, are still there, and are no other run's
+                assert stand.clear() >= 2
+                assert client.llen("shop") >= 2
+                with pytest.raises(LabError, match="of the run before"):
+                    stand.ready()
+            finally:
+                client.delete("shop")
+                worker.resume()
 
 
 @pytest.mark.real

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lab.load import doubts, limit
 from lab.load.limit import Limit, Probe, Seen
 from lab.load.model import Search
+from lab.load.search import with_jobs_left
 from lab.load.thresholds import parse
 from lab.model import BadInput, Estimate, Fault
 from lab.stats import mean
@@ -281,6 +282,19 @@ def test_a_search_that_is_broken_off_gives_no_answer():
     assert len(found.probes) == 3
     assert found.interval_hz is None
     assert found.refused == "the search was broken off: the broker has gone"
+
+
+def test_a_search_ends_where_the_next_run_would_have_to_do_the_jobs_of_the_last():
+    # Given a search whose third run leaves jobs behind in queues of somebody else
+    def look(rate: float, number: int) -> Probe:
+        run = loaded.outcome(min(rate, 50.0), 12, seed=number)
+        return limit.probe(SEARCH, rate, with_jobs_left(run, 7) if number == 2 else run)
+
+    found = search_with(SEARCH, look)
+    # Then it ends there, and says how many
+    assert len(found.probes) == 3
+    assert found.interval_hz is None
+    assert found.refused.startswith("the search was broken off: 7 jobs of the run were still queued")
 
 
 SCENARIO = """

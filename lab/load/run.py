@@ -272,6 +272,8 @@ class _Run:
             return "broker_died", f"the load could not be sent to its end: {broken}"
         if not self.stand.alive():
             return "worker_died", f"a worker ended during the run: {self.stand.last_words()}"
+        if gone := self.stand.watch.gone():
+            return "worker_died", f"a worker ended during the run: {gone}"
         if trouble := self.stand.watch.trouble():
             return "watch_died", f"ends could no longer be seen: {trouble}"
         return None
@@ -350,6 +352,8 @@ class _Run:
         ticks = books.ticks()
         ledger = books.ledger
         heard_s = stand.watch.heard_s()
+        if left := stand.watch.left():
+            self.notes.append(f"these workers said good-bye before its end: {', '.join(left)}")
         others_s = resources.others_cpu_s([(before, after)])
         steal_s = None if before.steal_s is None or after.steal_s is None else after.steal_s - before.steal_s
         self._note_others(others_s, steal_s, elapsed_s)

@@ -11,7 +11,7 @@ from lab.load.limit import Limit, Probe
 from lab.load.model import Outcome, Scenario, Search, Tick
 from lab.load.run import run_on
 from lab.load.stand import Stand
-from lab.model import BadInput
+from lab.model import BadInput, Fault
 
 
 def search_of(scenario: Scenario, *, low_hz: float | None = None, high_hz: float | None = None) -> Search:
@@ -55,12 +55,22 @@ def find(
             on_rate(planned, len(probes) + 1)
             outcome = run_on(stand, planned, on_tick=on_tick)
             probes.append(limit.probe(search, rate_hz, outcome))
-            yield outcome, limit.answer(search, probes)
             if fresh and not scenario.attached:
                 stack.close()
                 stand = None
-            elif not probes[-1].is_last:
-                stand.clear()
+            elif limit.next_rate(search, probes) is not None and (left := stand.clear()):
+                outcome = with_jobs_left(outcome, left)
+                probes[-1] = limit.probe(search, rate_hz, outcome)
+            yield outcome, limit.answer(search, probes)
+
+
+def with_jobs_left(outcome: Outcome, left: int) -> Outcome:
+    """The outcome of a run after which no other can be made: the next would have its jobs to do besides."""
+    says = (
+        f"{left} jobs of the run were still queued or under way after another {outcome.scenario.drain_s:g} s, and the "
+        "next would have had to do them too: search up to a lower rate, or drain longer"
+    )
+    return replace(outcome, faults=(*outcome.faults, Fault("jobs_left", says)))
 
 
 def _planned(scenario: Scenario, search: Search, rate_hz: float, number: int) -> Scenario:

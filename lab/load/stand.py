@@ -63,6 +63,8 @@ class Stand:
         self._arenas: list[tuple[Crew, CeleryWorkers]] = []
         self.units: dict[str, float] = {}
         self._has_run = False
+        self._attached_to: frozenset[str] = frozenset()
+        """Workers of somebody else that our queues are served by, as far as they said so."""
         self.broker_is_silent = False
         """It stopped answering: nobody need wait for its answers again."""
 
@@ -243,6 +245,8 @@ class Stand:
         known = {
             name: {str(task).split(" ")[0] for task in tasks} for name, tasks in (inspect.registered() or {}).items()
         }
+        ours = set(scenario.queues)
+        self._attached_to = frozenset(name for name, listed in served.items() if listed & ours)
         for kind in scenario.kinds:
             listening = [name for name, listed in served.items() if kind.queue in listed]
             if not listening:
@@ -266,7 +270,7 @@ class Stand:
         control = self._app.control
         stats = control.inspect(timeout=1.0).conf() or {}
         silent = [name for name, conf in stats.items() if not conf.get("worker_send_task_events")]
-        events = Events(self._app)
+        events = Events(self._app, self._attached_to)
         if silent:
             control.enable_events(destination=silent)
             # Celery's own word for it; a worker that published events before keeps doing so.
@@ -337,11 +341,12 @@ class Stand:
             return Holds(own)  # a user may be forbidden to ask
         return Holds(own, told.get("used_memory"), told.get("connected_clients"))
 
-    def clear(self) -> None:
+    def clear(self) -> int:
         """Throw away what waits in our own queues, so that the next run begins with none; wait for what is under way.
 
-        Of somebody else's queues nothing is thrown away.
+        Of somebody else's queues nothing is thrown away. Returns how many jobs are left when the drain is over.
         """
+        left = 0
         deadline = time.monotonic() + self._scenario.drain_s
         with contextlib.suppress(redis.RedisError):
             while time.monotonic() < deadline:
@@ -350,16 +355,18 @@ class Stand:
                         names = [queue, *(f"{queue}{PRIORITY_SEPARATOR}{step}" for step in PRIORITY_STEPS)]
                         self._client.unlink(*(self.address.key_prefix + name for name in names))
                 depth, unacked = self.held()
-                if not sum(depth.values()) and not unacked:
-                    return
+                left = sum(depth.values()) + (unacked or 0)
+                if not left:
+                    break
                 time.sleep(LOOK_S)
+        return left
 
     def ready(self) -> None:
-        """Nothing of an earlier run is left, and our keys are known to be in use."""
+        """Nothing of an earlier run is left, else LabError is raised; and our keys are known to be in use."""
         if self.address.is_own:
             self._session.say_alive()
-        if self._has_run:
-            self.clear()
+        if self._has_run and (left := self.clear()):
+            raise LabError(f"{left} jobs of the run before are still queued or under way; drain longer")
         self._has_run = True
 
     @property

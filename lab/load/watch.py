@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +28,8 @@ MOST_GROUPS, MOST_SAMPLES = 50, 5
 MOST_LOG_BYTES = 8 << 20
 LISTEN_S = 5.0
 """How long a subscription may take to stand."""
+SILENT_S = 30.0
+"""Without a sign of a worker that sends one every two seconds; a solo worker sends none while it does a job."""
 _RAISED = re.compile(r"Task (\S+)\[([0-9a-f-]{32,36})\] raised unexpected: (.*)")
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
@@ -51,6 +53,14 @@ class Watching(Protocol):
 
     def errors(self) -> tuple[ErrorGroup, ...]:
         """What failures said."""
+        ...
+
+    def gone(self) -> str:
+        """Which workers of somebody else have died, so that a run is of no use; empty as long as none has."""
+        ...
+
+    def left(self) -> Sequence[str]:
+        """Those that said good-bye."""
         ...
 
     def heard_s(self) -> Mapping[str, float]:
@@ -180,6 +190,14 @@ class Marks:
                             groups.add(match[2], match[3])
         return groups.value
 
+    def gone(self) -> str:
+        """See `Watching`. Who runs ours looks after them."""
+        return ""
+
+    def left(self) -> Sequence[str]:
+        """See `Watching`."""
+        return ()
+
     def heard_s(self) -> Mapping[str, float]:
         """See `Watching`. All moments are of our own clock."""
         return {}
@@ -294,8 +312,10 @@ class Events:
         "task-rejected": False,
     }
 
-    def __init__(self, app: Any) -> None:
-        """Returns when it listens."""
+    def __init__(self, app: Any, workers: Set[str] = frozenset()) -> None:
+        """Returns when it listens; `workers` are those whose end is of interest."""
+        self._workers, self._offline = frozenset(workers), set[str]()
+        self._beat_s: dict[str, float] = {}
         self._app, self._heard, self._groups = app, _Heard(), Groups()
         self._tag = -1
         self._heard_ns: dict[str, int] = {}
@@ -323,6 +343,7 @@ class Events:
     def _event(self, event: Mapping[str, Any]) -> None:
         kind = event.get("type")
         self.heard += 1
+        self._notice(str(kind), str(event.get("hostname")))
         if kind not in self._OVER:
             return
         good, job = self._OVER[str(kind)], str(event.get("uuid"))
@@ -337,6 +358,18 @@ class Events:
         if not good and kind != "task-retried":
             says = event.get("exception") or ("expired" if event.get("expired") else str(kind).partition("-")[2])
             self._groups.add(job, str(says))
+
+    def _notice(self, kind: str, worker: str) -> None:
+        """Whether a worker is there."""
+        if worker not in self._workers:
+            return
+        if kind == "worker-offline":
+            self._offline.add(worker)
+        elif kind in {"worker-online", "worker-heartbeat"}:
+            self._offline.discard(worker)
+            self._beat_s[worker] = time.monotonic()
+        elif worker in self._beat_s:
+            self._beat_s[worker] = time.monotonic()
 
     def begin(self, tag: int, names: Sequence[str]) -> None:
         """See `Watching`."""
@@ -353,6 +386,20 @@ class Events:
     def errors(self) -> tuple[ErrorGroup, ...]:
         """See `Watching`."""
         return self._groups.value
+
+    def gone(self) -> str:
+        """See `Watching`. Who never sends a heartbeat is not missed."""
+        if self._workers and self._workers <= self._offline:
+            return "the last worker that serves these queues said good-bye"
+        now_s = time.monotonic()
+        for name, beat_s in list(self._beat_s.items()):
+            if name not in self._offline and now_s - beat_s > SILENT_S:
+                return f"{name} has sent no heartbeat for {now_s - beat_s:.0f} s"
+        return ""
+
+    def left(self) -> Sequence[str]:
+        """See `Watching`."""
+        return sorted(self._offline)
 
     def heard_s(self) -> Mapping[str, float]:
         """See `Watching`."""
@@ -432,6 +479,14 @@ class Results:
     def errors(self) -> tuple[ErrorGroup, ...]:
         """See `Watching`."""
         return self._groups.value
+
+    def gone(self) -> str:
+        """See `Watching`. A backend knows nothing of workers."""
+        return ""
+
+    def left(self) -> Sequence[str]:
+        """See `Watching`."""
+        return ()
 
     def heard_s(self) -> Mapping[str, float]:
         """See `Watching`. All moments are of our own clock."""
