@@ -345,6 +345,8 @@ concurrency = 4
     assert outcome.ledger.duplicated == outcome.ledger.failed == 0
     assert max(tick.whole.sent for tick in outcome.ticks) <= 3 / 0.030 + 3
     assert any("closed" in note for note in outcome.notes)
+    # And both the memory of those who send and of whoever watches is known
+    assert all(tick.generator_rss_bytes > 0 and tick.watch_rss_bytes > 0 for tick in outcome.measured)
 
 
 # ---------------------------------------------------------------- real: workers of somebody else

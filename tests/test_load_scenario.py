@@ -666,7 +666,8 @@ def test_other_doubts_have_their_cases_too():
     closed = replace(scenario(), stages=(Stage("closed", 5, users=2),))
     assert "closed load" in doubts.notes(replace(fine, scenario=closed))[0]
     books = Books(["k"], start_ns=0, window_s=(0.0, 100.0), tick_s=8.0)
-    books.looked(3, depth={}, unacked=None, rss_bytes=0, holds=Holds())
+    books.looked(3, depth={}, unacked=None, rss_bytes=5, watch_rss_bytes=7, holds=Holds())
+    assert (books.ticks()[3].generator_rss_bytes, books.ticks()[3].watch_rss_bytes) == (5, 7)
     assert "8 s each" in doubts.notes(replace(fine, ticks=books.ticks()))[0]
 
 

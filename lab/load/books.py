@@ -145,6 +145,7 @@ class _Tick:
     wait: Histogram = field(default_factory=lambda: of((), COARSE_DIGITS))
     rss_bytes: int = 0
     holds: Holds = field(default_factory=Holds)
+    watch_rss_bytes: int = 0
 
 
 DUE, SENT, DONE, FAILED = range(4)
@@ -197,10 +198,20 @@ class Books:
             kind.sent += int(issued.sent[place])
             kind.due_measured += int(issued.measured[place])
 
-    def looked(self, tick: int, *, depth: Mapping[str, int], unacked: int | None, rss_bytes: int, holds: Holds) -> None:
-        """What broker, producers and workers held at the end of a tick."""
+    def looked(
+        self,
+        tick: int,
+        *,
+        depth: Mapping[str, int],
+        unacked: int | None,
+        rss_bytes: int,
+        watch_rss_bytes: int = 0,
+        holds: Holds,
+    ) -> None:
+        """What broker, producers, workers and whoever watches held at the end of a tick."""
         row = self._tick(tick)
-        row.depth, row.unacked, row.rss_bytes, row.holds = dict(depth), unacked, rss_bytes, holds
+        row.depth, row.unacked, row.holds = dict(depth), unacked, holds
+        row.rss_bytes, row.watch_rss_bytes = rss_bytes, watch_rss_bytes
 
     # ------------------------------------------------ what workers say
 
@@ -408,6 +419,7 @@ class Books:
             phase=phase,
             generator_rss_bytes=row.rss_bytes,
             holds=row.holds,
+            watch_rss_bytes=row.watch_rss_bytes,
         )
 
     @property

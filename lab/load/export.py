@@ -116,6 +116,7 @@ def as_csv(outcome: Outcome) -> str:
         "in_flight": lambda t: t.in_flight,
         "unacked": lambda t: "" if t.unacked is None else t.unacked,
         "generator_rss_bytes": lambda t: t.generator_rss_bytes,
+        "watch_rss_bytes": lambda t: t.watch_rss_bytes,
     }
     for field in fields(Holds):
         columns[field.name] = lambda t, name=field.name: _known(getattr(t.holds, name))  # type: ignore[misc]

@@ -456,7 +456,7 @@ def main() -> None:
         sender = Sender(app, feed.parcel, ignore_result=order.address.ignore_result, encode_once=True)
         sender.prepare(*order.scenario.queues)
         send: Send = NullSend(sender) if order.null else sender
-        say({"ready": True, "path": sender.path, "pid": os.getpid()})
+        say({"ready": True, "path": sender.path, "pid": os.getpid(), "rss": rss_bytes()})
         start_ns = int(inbox.line())
         gc.collect()
         gc.freeze()

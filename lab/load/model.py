@@ -352,6 +352,8 @@ class Tick:
     """Resident memory of the producers together at its end."""
     holds: Holds = field(default_factory=Holds)
     """What workers and broker held at its end."""
+    watch_rss_bytes: int = 0
+    """That of the process that watches: the account of every job, the view and all else but producers and workers."""
 
     @property
     def depth_all(self) -> int:

@@ -17,7 +17,7 @@ from lab.children import kill, tree
 from lab.load import doubts
 from lab.load.arguments import Arguments
 from lab.load.books import Books, Ends
-from lab.load.generator import Order, issued
+from lab.load.generator import Order, issued, rss_bytes
 from lab.load.idents import TAG_BITS
 from lab.load.model import Generator, Holds, KindOutcome, Outcome, Scenario, Tick, WorkerOutcome
 from lab.load.sending import LOOK_S, Sending, await_producers, start_producer
@@ -297,7 +297,14 @@ class _Run:
             rss = sum(producer.rss_bytes for producer in self.producers)
             if self.looked % (CLOSED_HOLDS_TICKS if self.scenario.is_closed else 1) == 0:
                 self.holds = self.stand.holds()
-            self._books.looked(self.looked, depth=depth, unacked=unacked, rss_bytes=rss, holds=self.holds)
+            self._books.looked(
+                self.looked,
+                depth=depth,
+                unacked=unacked,
+                rss_bytes=rss,
+                watch_rss_bytes=rss_bytes(),
+                holds=self.holds,
+            )
             self.looked += 1
         while self.next_tick < self.looked and now_s >= (self.next_tick + 1) * tick_s + LATE_S:
             told = all(producer.over or producer.told >= self.next_tick for producer in self.producers)

@@ -102,6 +102,7 @@ def await_producers(producers: Sequence[Sending]) -> None:
                     raise LabError(f"a producer cannot send: {said['error']}")
                 if said.get("ready"):
                     producer.ready, producer.path = True, str(said["path"])
+                    producer.rss_bytes = int(said["rss"])
             if not producer.ready and producer.process.poll() is not None:
                 raise LabError(f"a producer ended before it was ready; its last words: {last_words(producer.log)}")
         if time.monotonic() > deadline:
