@@ -127,12 +127,8 @@ def _free_port() -> int:
         return cast(int, probe.getsockname()[1])
 
 
-def users_broker(url: str, *, force: bool = False) -> Broker:
-    """The broker at `url`, after a look at it.
-
-    Raises BadInput when the URL is malformed or names no Redis, nobody answers, or its database holds keys of others
-    and not `force`.
-    """
+def refuse_no_redis(url: str) -> None:
+    """Raise BadInput for a URL that is malformed or names no Redis, without a look at what is there."""
     try:
         settings = Settings(broker=url)
     except SettingsError as error:
@@ -142,6 +138,15 @@ def users_broker(url: str, *, force: bool = False) -> Broker:
             "measuring needs a Redis or Valkey, --broker redis://[:password@]host:port/db; "
             "amqp:// is for `celery -A tasks worker`, the producer and Flower"
         )
+
+
+def users_broker(url: str, *, force: bool = False) -> Broker:
+    """The broker at `url`, after a look at it.
+
+    Raises BadInput when the URL is malformed or names no Redis, nobody answers, or its database holds keys of others
+    and not `force`.
+    """
+    refuse_no_redis(url)
     broker = Broker(url, None)
     try:
         with broker.client() as client:

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from lab import load_limit_cli, load_null_cli
+from lab.broker import refuse_no_redis
 from lab.load import after, export, store
 from lab.load.after import PAGE, Wanted
 from lab.load.live import LiveView
@@ -158,6 +159,7 @@ def _asked(path: Path, broker: str | None, seed: int | None, producers: int | No
             raise BadInput("a closed stage takes one producer: its users wait for each other's ends")
         asked = dataclasses.replace(asked, producers=producers)
     if broker and (meant or not asked.broker):
+        refuse_no_redis(broker)
         # Whatever is wrong with it is not the file's fault.
         asked = dataclasses.replace(
             asked, broker=broker, lines={name: line for name, line in asked.lines.items() if name != "broker"}

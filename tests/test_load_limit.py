@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from lab.load import doubts, limit
 from lab.load.limit import Limit, Probe, Seen
 from lab.load.model import Search
-from lab.load.search import with_jobs_left
+from lab.load.search import planned, with_jobs_left
 from lab.load.thresholds import parse
 from lab.model import BadInput, Estimate, Fault
 from lab.stats import mean
@@ -245,9 +246,12 @@ def test_the_faults_of_the_generator_are_those_that_a_run_can_have():
     assert all(callable(getattr(doubts, name)) for name in limit.GENERATOR_CHECKS)
 
 
-def test_a_run_that_something_else_made_invalid_is_unclear():
-    from dataclasses import replace
+def test_clocks_that_disagree_end_a_search_for_they_do_not_mend_by_themselves():
+    outcome = replace(loaded.outcome(50, 12), faults=(Fault("clocks_disagree", "its clock is behind"),))
+    assert limit.probe(SEARCH, 50.0, outcome).is_last
 
+
+def test_a_run_that_something_else_made_invalid_is_unclear():
     outcome = replace(loaded.outcome(50, 12), faults=(Fault("broker_died", "the broker has gone"),))
     found = limit.probe(SEARCH, 50.0, outcome)
     assert (found.seen, found.because) == (Seen.UNCLEAR, "the broker has gone")
@@ -282,6 +286,13 @@ def test_a_search_that_is_broken_off_gives_no_answer():
     assert len(found.probes) == 3
     assert found.interval_hz is None
     assert found.refused == "the search was broken off: the broker has gone"
+
+
+def test_a_run_of_a_search_waits_no_longer_than_it_lasted_but_for_jobs_that_are_postponed():
+    asked = replace(loaded.scenario(50, 12), drain_s=60.0)
+    (kind,) = asked.kinds
+    assert planned(asked, SEARCH, 50.0, 0).drain_s == 10
+    assert planned(replace(asked, kinds=(replace(kind, countdown_s=20.0),)), SEARCH, 50.0, 0).drain_s == 30
 
 
 def test_a_search_ends_where_the_next_run_would_have_to_do_the_jobs_of_the_last():

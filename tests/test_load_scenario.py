@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +41,7 @@ from lab.load.possible import refuse_impossible
 from lab.load.scenario import parsed, read
 from lab.load.shapes import SHAPES_OF_LOAD
 from lab.load.thresholds import METRICS, ThresholdError, find, judge, parse
+from lab.load_cli import load
 from lab.model import BadInput, Ledger
 from producer.pacers import Constant, Ramp, Steps
 
@@ -250,6 +252,23 @@ def test_what_can_come_true_is_not_refused():
             producers=1,
             moments=lambda _: [],
         )
+
+
+def test_check_refuses_what_a_run_would_refuse(tmp_path: Path):
+    # Given a plan that cannot come true, and one that could on a broker that is a Redis
+    never, fine = tmp_path / "never.toml", tmp_path / "fine.toml"
+    never.write_text(TEXT.replace('countdown = "2s"', 'countdown = "30s"'))
+    fine.write_text(TEXT)
+    # When they are only read
+    for words, said in (
+        ([str(never)], "its countdown of 30 s"),
+        ([str(fine), "--broker", "amqp://127.0.0.1//"], "needs a Redis"),
+    ):
+        done = CliRunner().invoke(load, [*words, "--check"])
+        # Then each is refused all the same
+        assert isinstance(done.exception, BadInput)
+        assert said in " ".join(str(done.exception).split())
+    assert CliRunner().invoke(load, [str(fine), "--check"]).exit_code == 0
 
 
 def test_a_search_that_could_not_be_made_is_refused_where_it_is_read():

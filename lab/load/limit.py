@@ -31,7 +31,9 @@ LEAST_JOBS = 10
 """Fewer jobs than these, over a whole run, are no growth: the backlog of any queue goes up and down by some."""
 GENERATOR_CHECKS = frozenset({"late_generator", "short_generator"})
 """Faults that say that the jobs were not offered as asked."""
-FATAL_CHECKS = frozenset({"interrupted", "broker_died", "worker_died", "watch_died", "nothing_seen", "jobs_left"})
+FATAL_CHECKS = frozenset(
+    {"interrupted", "broker_died", "worker_died", "watch_died", "nothing_seen", "jobs_left", "clocks_disagree"}
+)
 """Faults after which it is of no use to go on."""
 
 

@@ -51,9 +51,9 @@ def find(
         while (rate_hz := limit.next_rate(search, probes)) is not None:
             if stand is None:
                 stand = stack.enter_context(Stand(scenario, force=force, say=say))
-            planned = _planned(scenario, search, rate_hz, len(probes))
-            on_rate(planned, len(probes) + 1)
-            outcome = run_on(stand, planned, on_tick=on_tick)
+            probing = planned(scenario, search, rate_hz, len(probes))
+            on_rate(probing, len(probes) + 1)
+            outcome = run_on(stand, probing, on_tick=on_tick)
             probes.append(limit.probe(search, rate_hz, outcome))
             if fresh and not scenario.attached:
                 stack.close()
@@ -73,8 +73,10 @@ def with_jobs_left(outcome: Outcome, left: int) -> Outcome:
     return replace(outcome, faults=(*outcome.faults, Fault("jobs_left", says)))
 
 
-def _planned(scenario: Scenario, search: Search, rate_hz: float, number: int) -> Scenario:
+def planned(scenario: Scenario, search: Search, rate_hz: float, number: int) -> Scenario:
+    """What the run of this number, counted from 0, sends at this rate."""
     # Another seed for each run: what the arrivals of one happened to be must not decide them all.
-    planned = scenario.at(rate_hz, for_s=search.for_s, arrivals=search.arrivals, seed=scenario.seed + number)
-    # What overflows need not be waited for longer than it took to overflow.
-    return replace(planned, drain_s=min(scenario.drain_s, search.for_s))
+    probing = scenario.at(rate_hz, for_s=search.for_s, arrivals=search.arrivals, seed=scenario.seed + number)
+    # What overflows need not be waited for longer than it took to overflow; what is postponed must be.
+    postponed_s = max(kind.countdown_s or 0.0 for kind in scenario.kinds)
+    return replace(probing, drain_s=min(scenario.drain_s, search.for_s + postponed_s))
