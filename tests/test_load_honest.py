@@ -478,7 +478,7 @@ def test_jobs_that_are_left_in_somebody_elses_queue_are_counted_and_no_other_run
             stand.ready()
             assert stand.clear() == 0
             # When the worker stands still with jobs in its queue
-            worker = next(p for p in psutil.Process().children() if "shop" in p.cmdline())
+            worker = psutil.Process(shop_workers()[0])
             worker.suspend()
             try:
                 client.rpush("shop", "{}", "{}", "{}")
@@ -490,6 +490,27 @@ def test_jobs_that_are_left_in_somebody_elses_queue_are_counted_and_no_other_run
             finally:
                 client.delete("shop")
                 worker.resume()
+
+
+@pytest.mark.real
+def test_a_run_ends_invalid_when_the_last_worker_of_somebody_else_leaves(tmp_path: Path):
+    # Given a minute of jobs for somebody else's worker
+    with shop(tmp_path) as url:
+        asked = shop_scenario(url, SHOP_SCENARIO.replace('"3s"', '"60s"'))
+        with Stand(asked) as stand:
+            leaves = Stopped(lambda: shop_workers()[:1], 3.0, 0.0, signals=(signal.SIGTERM,))
+            # When it is told to go after three seconds
+            outcome = run_on(stand, asked, idle=leaves.begin)
+            leaves.join()
+    # Then nobody waits for the end of the plan, and the run says why
+    assert outcome.ledger.issued < 20 * 60
+    assert outcome.faults[0].check == "worker_died"
+    assert "said good-bye" in outcome.faults[0].says
+    assert any("said good-bye" in note for note in outcome.notes)
+
+
+def shop_workers() -> list[int]:
+    return [process.pid for process in psutil.Process().children() if "shop" in process.cmdline()]
 
 
 @pytest.mark.real
