@@ -254,11 +254,13 @@ def test_one_solo_worker_waits_as_the_law_of_its_jobs_says_and_not_as_another():
         busy = sent[1:] < ended[:-1]
         between, setup = (started[1:] - ended[:-1])[busy], wait[1:][~busy]
         load = LAW_HZ * (SLEEP_MS / 1e3 + extra.mean() + between.mean())
-        assert load < 0.85, "this machine is too slow for the test: the queue has no end"
         # And the mean wait is what that law makes of these arrivals, and none that the other makes of them
         bands = {one: band_of_means(one, sent, extra, between, setup) for one in LAWS}
         other = next(one for one in LAWS if one != law)
-        assert bands["M/D/1"][1] < bands["M/M/1"][0], f"this machine is too busy for the test: {bands}"
+        tells = load < 0.85 and bands["M/D/1"][1] < bands["M/M/1"][0]
+        if not tells and not os.environ.get("CI"):
+            pytest.skip(f"this machine is too busy to tell the laws apart: {load=:.2f}, {bands}")
+        assert tells, f"this machine is too busy to tell the laws apart: {load=:.2f}, {bands}"
         assert bands[law][0] * (1 - SPARE) <= measured <= bands[law][1] * (1 + SPARE), (law, measured, bands)
         assert not bands[other][0] <= measured <= bands[other][1], (law, measured, bands)
         means[law] = measured
