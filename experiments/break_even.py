@@ -53,7 +53,7 @@ experiment = Experiment(
             at_least=0.85,
             needs_cores=2,
             why="The queue's own millisecond or two is then a few per cent of the work.",
-            advice="A queue never beats the executor on one machine; it buys other machines, retries and a memory.",
+            advice="An executor spares the queue's work; what a queue buys is more machines, retries and a memory.",
         ),
     ),
     charts=(Curve("Throughput against job length", y="throughput_hz", x="work_ms"),),

@@ -85,7 +85,7 @@ experiment = Experiment(
             says="Celery's JSON writes and reads 100 bytes within 50 µs.",
             measure=Level("coding_us", of={"args": carrying("json", "records", 100)}),
             at_most=50,
-            why="It is C but for a few calls; a job's way through the queue takes twenty times as long.",
+            why="It is C but for a few calls; a job's way through the queue takes milliseconds.",
             advice="Leave the serializer of small jobs alone; see `hops` for where their time goes.",
         ),
         Claim(

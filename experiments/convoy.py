@@ -86,8 +86,10 @@ experiment = Experiment(
                 },
             ),
             at_most=0.5,
-            why="They let go of the GIL too, but mostly have it back before the other thread is awake to take it.",
-            advice="Waiting costs the GIL, calling does not: a write into a buffer is safe, a read that waits is not.",
+            why="Each lets go of the GIL and gambles for it: often it is back at once, at times only after a switch "
+            "interval or more (bpo-7946).",
+            advice="No call that lets go of the GIL is safe: a job in some loses it for an interval or more.",
+            otherwise="Even calls that need not wait lose the GIL here: make few, or give them a process of their own.",
         ),
         Claim(
             id="convoy/processes",

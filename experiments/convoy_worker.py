@@ -26,7 +26,7 @@ experiment = Experiment(
             says="Two computing jobs in the same threads worker make quick jobs at least five times as slow as none.",
             measure=Ratio("latency_p50_s", of=TOGETHER, to=ALONE),
             at_least=5,
-            why="The thread that reads from Redis, the one that acknowledges and the job all wait for the same GIL.",
+            why="Reading from Redis, acknowledging and the job itself all need the same GIL.",
             advice="Keep computing jobs out of threads workers, by routing them to a queue of their own.",
         ),
         Claim(
@@ -45,6 +45,7 @@ experiment = Experiment(
             at_least=5,
             why="Handing the job to a free thread takes several hand-overs of the GIL, each up to a switch interval.",
             advice="A long time from received to started, with free slots, is the sign of it in a trace.",
+            otherwise="From received to started is no sign of it here: look in a trace at the jobs' own time as well.",
         ),
         Claim(
             id="convoy-worker/acknowledged",

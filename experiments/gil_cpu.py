@@ -31,7 +31,8 @@ experiment = Experiment(
             ),
             at_most=1.1,
             needs_cores=2,
-            why="The interpreter runs one statement at a time: a thread computes only while it holds the GIL.",
+            why="One thread at a time executes bytecode, and can be switched out in mid-statement; only C code that "
+            "lets go of the GIL computes beside it.",
             advice="Do not raise -c of a threads worker for work in pure Python; use prefork, or move the work into C.",
         ),
         Claim(
@@ -40,7 +41,8 @@ experiment = Experiment(
             measure=Level("cores_used", of={"queued": True, "pool": "threads", "concurrency": 2}),
             at_most=1.1,
             needs_cores=2,
-            why="Whoever does not hold the GIL waits, and a thread that waits uses no core.",
+            why="A thread that waits for the GIL wakes once a switch interval, asks for it and sleeps on; only in C "
+            "code that lets go of it would a second one use a core.",
             advice="A threads worker that computes shows up in top as one busy core, however many you give it.",
         ),
         Claim(
@@ -80,7 +82,7 @@ experiment = Experiment(
             ),
             at_least=1.6,
             needs_cores=2,
-            why="Two processes are two interpreters. What they miss of 2.0 this machine gives to nobody.",
+            why="Two processes are two interpreters. What they miss of 2.0 goes to pickling, pipes and shared caches.",
             advice="Compare prefork with this figure, not with 2.0: a machine's own ceiling is rarely its cores.",
         ),
     ),

@@ -71,6 +71,7 @@ experiment = Experiment(
             at_most=0.5,
             why="The interpreter takes the GIL from a computing thread every 5 ms; nobody takes a greenlet's turn.",
             advice="Where you cannot be sure that no job computes, threads forgive more than greenlets.",
+            otherwise="Threads forgive too little here as well: route what computes away from them too.",
         ),
     ),
     quick={"pacer": Constant(50, 2)},

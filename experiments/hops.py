@@ -78,7 +78,8 @@ experiment = Experiment(
             says="A job with a 1 MB argument spends at least 40 ms on its way through a prefork worker.",
             measure=Level("overhead_s", of={**NEAR, "pool": "prefork", "args": LARGE}),
             at_least=0.04,
-            why="It is encoded once, decoded twice, put into base64 and out again, and pickled through the pipe.",
+            why="It is encoded once, decoded twice, put into base64 and out again, and goes through the pipe twice: as "
+            "raw body, and as decoded arguments, pickled beside it.",
             advice="Send a key instead: see by-reference for the size from which on that pays.",
         ),
         Claim(
@@ -90,12 +91,13 @@ experiment = Experiment(
                 to={**NEAR, "pool": "prefork", "args": LARGE},
             ),
             at_most=0.9,
-            why="A faster codec shortens one encoding and two decodings; base64 and the pipe stay.",
+            why="A faster codec shortens one encoding and two decodings; base64 stays, and so does the hop: the pipe "
+            "carries decoded arguments, pickled, beside the raw body.",
             advice="Change the serializer only where the codec's parts are a large share of the bar.",
         ),
         Claim(
             id="hops/distance",
-            says="With the broker 5 ms away, a small job's way to a thread is at least four times as long.",
+            says="A round trip of 5 ms to the broker makes a small job's way to a thread at least four times as long.",
             measure=Ratio(
                 "overhead_s",
                 of={**NEAR, "rtt_ms": 5.0, "pool": "threads", "args": SMALL},

@@ -55,7 +55,7 @@ experiment = Experiment(
             says="A Redis lock costs at least a tenth of a 1 ms job.",
             measure=Level("round_us", of={"args": {"kind": "Redis lock", "rounds": 10}, "concurrency": 1}),
             at_least=100.0,
-            why="It is two round trips to another process, and a script to give it back.",
+            why="It is two round trips to another process, the second of them for a script that gives it back.",
             advice="Use an atomic command (INCR, SET NX) where one will do; lock once for a batch, not for an item.",
         ),
     ),

@@ -35,7 +35,7 @@ experiment = Experiment(
             ),
             at_least=1.1,
             why="Eight forks come on top of importing Celery, which both must do and which takes longest.",
-            advice="What is slow at start is your imports: they are paid once per worker, not once per process.",
+            advice="What is slow at start is your imports: forked processes share them, spawned ones repeat them.",
         ),
     ),
     charts=(Curve("Memory per slot against slots", y="pss_bytes_per_slot", x="slots", where={"queued": True}),),

@@ -21,7 +21,8 @@ experiment = Experiment(
             measure=Ratio("throughput_hz", of={"concurrency": 1, "pool": "threads"}, to={"concurrency": 2}),
             at_least=1.2,
             why="In Python 2 two threads took 1.8 times as long (Beazley, 2009): they fought for the GIL.",
-            advice="Where this is refuted, threads gain nothing for such work, but they cost next to nothing either.",
+            advice="A second thread makes such work slower here: keep it to one thread, or use processes.",
+            otherwise="Threads gain nothing for such work, but two of them cost less than a fifth.",
         ),
         Claim(
             id="thread-overhead/sixteen",
@@ -34,6 +35,7 @@ experiment = Experiment(
             at_least=0.9,
             why="Since Python 3.2 a waiting thread asks for the GIL only every 5 ms: little is left to fight over.",
             advice="Too many threads for CPU work waste memory rather than time; the time goes to latency, see convoy.",
+            otherwise="Too many threads for CPU work cost time too here: send it to one process a core.",
         ),
         Claim(
             id="thread-overhead/switch-interval",
@@ -46,6 +48,7 @@ experiment = Experiment(
             at_least=0.9,
             why="A switch costs some microseconds: at 0.1 ms each takes a few per cent, at 5 ms a few per mille.",
             advice="sys.setswitchinterval buys latency for little throughput; measure both before you touch it.",
+            otherwise="A short sys.setswitchinterval is dear here with many computing threads: leave it alone.",
         ),
     ),
     charts=(Curve("Throughput against threads", y="throughput_hz", x="slots", where={"pool": "threads"}),),

@@ -464,6 +464,8 @@ class Claim:
     at_most: float = float("inf")
     needs_cores: int = 1
     """With fewer free cores the claim cannot be tested."""
+    otherwise: str = ""
+    """What to do where it is refuted; empty where the advice holds then too."""
 
     @property
     def bound(self) -> str:
@@ -482,6 +484,11 @@ class Finding:
     """None where not even one block could be measured."""
     verdict: Verdict
     because: str
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, as the verdict has it."""
+        return self.claim.otherwise if self.verdict is Verdict.REFUTED and self.claim.otherwise else self.claim.advice
 
 
 @dataclass(frozen=True, slots=True)

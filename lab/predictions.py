@@ -12,8 +12,9 @@ def convoy_s(setup: Setup) -> float:
     """After each of its waits the job gets the GIL back one switch interval later, for each thread that computes.
 
     Python's "new GIL" (CPython 3.2, ceval_gil.c): whoever waits asks for the lock after `sys.getswitchinterval()`, and
-    the holder lets go at its next check. With one computing thread that is one interval; with more, each of them may
-    come first, and then this is the worst.
+    the holder lets go at its next check. With one computing thread that is one interval, typically: a short wait for it
+    may also be won at once. With more it is no bound either way: the GIL is no queue, and whoever wakes first takes it,
+    so others may come first more often than once each.
     """
     ms = setup.args.get("ms")
     wait_ms = float(ms) if isinstance(ms, int | float) else 0.0

@@ -9,8 +9,8 @@ from functools import cache
 
 from tasks.registry import Nature, job
 
-# hashlib and zlib drop the GIL for buffers over 2047 bytes (CPython's HASHLIB_GIL_MINSIZE). A chunk of this size takes
-# some 0.1-1 ms, so a job drops it many times and a second thread never waits long.
+# hashlib drops the GIL for buffers over 2047 bytes (CPython's HASHLIB_GIL_MINSIZE), zlib's compress for any. A chunk of
+# this size takes some 0.1-1 ms, so a job drops it many times and a second thread never waits long.
 CHUNK = bytes(range(256)) * 1024
 
 

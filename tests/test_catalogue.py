@@ -203,7 +203,7 @@ def test_a_page_says_all_there_is_to_say_of_each_claim(name: str):
     assert experiment.question in told
     assert f"    sidestep run {name}\n" in page
     for claim in experiment.claims:
-        about = explanation(experiment, claim)
+        about = explanation(experiment, claim, next((f.verdict for f in findings if f.claim.id == claim.id), None))
         assert claim.says in told
         assert f"Claim: `{claim.id}`" in told
         for heading in ("why it might be so", "what would refute it", "needs", "what to do about it"):

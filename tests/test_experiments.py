@@ -80,7 +80,7 @@ def test_a_claim_belongs_to_its_experiment_and_can_be_wrong(experiment: Experime
         assert claim.id.startswith(f"{experiment.name}/"), claim.id
         assert len(claim.id) > len(experiment.name) + 1
         assert math.isfinite(claim.at_least) != math.isfinite(claim.at_most), f"{claim.id}: exactly one bound"
-        for sentence in (claim.says, claim.why, claim.advice):
+        for sentence in (claim.says, claim.why, claim.advice, *filter(None, [claim.otherwise])):
             assert sentence.endswith("."), claim.id
             assert "\n" not in sentence, claim.id
 

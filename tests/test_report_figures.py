@@ -86,6 +86,34 @@ def test_a_bound_carries_its_unit_wherever_it_is_shown(measure: Measure, bounds:
     assert TIMES not in figures.brief(finding)
 
 
+def test_advice_fits_the_verdict_that_it_stands_beneath() -> None:
+    claim = replace(claim_about(Level("round_us", {}), at_most=1.0), advice="Do.", otherwise="Do not.")
+    experiment = Experiment("a", "Is it so?", BASE, (), (claim,))
+    for verdict, own, other in ((Verdict.SUPPORTED, "Do.", "Do not."), (Verdict.REFUTED, "Do not.", "Do.")):
+        finding = Finding(claim, Estimate(0.7, 0.65, 0.75, 3), verdict, "so it is")
+        # Then page and explanation say what to do, and not the opposite
+        reads = Outline(page(Suite({"cores": 2}, ("a",), (), 0, {"a": 3}), [finding], [experiment])).reads
+        assert own in reads
+        assert other not in reads
+        assert explanation(experiment, claim, verdict)["what to do about it"] == own
+        assert other not in explanation(experiment, claim, verdict).values()
+    # And before there is a verdict both are told
+    assert {"Do.", "Do not."} <= set(explanation(experiment, claim).values())
+
+
+def test_a_claim_is_explained_by_its_own_jobs_and_by_which_setups_take_turns() -> None:
+    def method(claim_id: str) -> str:
+        experiment = EXPERIMENTS[claim_id.partition("/")[0]]
+        return explanation(experiment, next(c for c in experiment.claims if c.id == claim_id))["method"]
+
+    watched = method("observer-cost/threads-digest")
+    assert "digest (about 10 ms of one core)" in watched
+    assert "noop" not in watched
+    assert "differ in marks alone one right after the other" in watched
+    assert "spin (about 25 ms of one core)" in method("gil-cpu/threads")
+    assert "right after" not in method("gil-cpu/threads")
+
+
 @pytest.mark.parametrize(
     ("estimate", "shown"),
     [

@@ -110,7 +110,11 @@ def index(experiments: Iterable[Experiment], suite: Suite, findings: Sequence[Fi
 def experiment_page(experiment: Experiment, suite: Suite, findings: Sequence[Finding]) -> str:
     """What is run for a question, and its claims with their reasons and verdicts."""
     arms = as_if_run(experiment, experiment.setups(cores=_cores(suite)))
-    told = {claim.id: {**explanation(experiment, claim), **_predicted(claim, arms)} for claim in experiment.claims}
+    verdicts = {finding.claim.id: finding.verdict for finding in findings}
+    told = {
+        claim.id: {**explanation(experiment, claim, verdicts.get(claim.id)), **_predicted(claim, arms)}
+        for claim in experiment.claims
+    }
     lines = [
         WRITTEN,
         "",

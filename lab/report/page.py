@@ -105,7 +105,7 @@ def card(finding: Finding, arms: Sequence[Group]) -> str:
         ("Predicted", figures.bound(claim)),
         ("Because", figures.because(finding)),
         ("Why it might be so", claim.why),
-        ("Advice", claim.advice),
+        ("Advice", finding.advice),
     )
     listed = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in rows)
     return (

@@ -199,7 +199,7 @@ NAMES: Mapping[str, str] = {
 """`lab.axes.NAMES` in words."""
 
 PREDICTIONS: Mapping[str, str] = {
-    "convoy_s": "each wait + a switch interval per thread",
+    "convoy_s": "wait + interval a thread, typical with one",
     "amdahl": "Amdahl's law, 1 / ((1 \N{MINUS SIGN} p) + p / N)",
     "linear": "each machine adds as much as the first",
     "gil_bound": "the GIL's own bound, 1 / (1 \N{MINUS SIGN} p) up to N",
@@ -324,6 +324,12 @@ COMBINED: Mapping[str, Callable[[Setup], str]] = {
     "arguments": lambda setup: work(other_args(setup)),
 }
 """What many jobs may be combined of; a trait that no job has is not said."""
+
+
+def jobs(setups: Sequence[Setup]) -> str:
+    """The different jobs of these setups in one line; where there are many, what they are combined of."""
+    each = list(dict.fromkeys(map(_job, setups)))
+    return " and ".join(each) if len(each) <= MOST_CONDITIONS else "; ".join(combined(setups))
 
 
 def _condition(setup: Setup) -> str:
