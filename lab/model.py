@@ -568,6 +568,8 @@ class Heat:
 
 
 Chart = Curve | Stack | Heat
+USUAL_REPEATS = 5
+"""Of an experiment that names no other number: fewer leave intervals wide (t is 2.8 at five, 4.3 at three)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -579,7 +581,7 @@ class Experiment:
     base: Setup
     arms: tuple[Arms, ...]
     claims: tuple[Claim, ...]
-    repeats: int = 5
+    repeats: int = USUAL_REPEATS
     side_by_side: str | None = None
     """A field of Setup: setups that differ in it alone run one after the other, so that drift cannot come between."""
     quick: Mapping[str, Any] = field(default_factory=dict)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from lab.checks import SPOILS
-from lab.model import BreakEven, Claim, Estimate, Experiment, Fault, Finding, Level, Ratio, Run, Suite, Verdict
-from lab.stats import blocks, estimate, repeats_to_decide, uses
-
-NOTHING = "not measured: no repeat has all that it compares"
+from lab.model import (
+    USUAL_REPEATS,
+    BreakEven,
+    Claim,
+    Estimate,
+    Experiment,
+    Fault,
+    Finding,
+    Level,
+    Ratio,
+    Run,
+    Suite,
+    Verdict,
+)
+from lab.stats import MOST_REPEATS, blocks, estimate, repeats_to_decide, uses
 
 
 def judge(claim: Claim, runs: Sequence[Run], *, cores: int, left_out: Sequence[str] = ()) -> Finding:
@@ -23,12 +35,20 @@ def judge(claim: Claim, runs: Sequence[Run], *, cores: int, left_out: Sequence[s
         needs = f"it needs {claim.needs_cores} free cores and this machine offers {cores}; run it on a larger one"
         return Finding(claim, measured, Verdict.INVALID, needs)
     if measured is None:
-        why = f"it cannot be tested here: {left_out[0]}" if left_out else NOTHING
+        why = f"it cannot be tested here: {left_out[0]}" if left_out else _nothing(claim)
         return Finding(claim, None, Verdict.INVALID, why)
     if faults := _distinct(fault.says for run in used for fault in run.faults if _concerns(fault, claim)):
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         return Finding(claim, measured, Verdict.INVALID, faults[0] + more)
     return Finding(claim, measured, *_compare(claim, measured, used))
+
+
+def _nothing(claim: Claim) -> str:
+    name = claim.id.partition("/")[0]
+    return (
+        "not measured: no repeat has all that it compares: go on with this suite (the same command with its --out), or "
+        f"run `sidestep run {name}` without --quick"
+    )
 
 
 def _concerns(fault: Fault, claim: Claim) -> bool:
@@ -42,17 +62,29 @@ def _compare(claim: Claim, estimate: Estimate, runs: Sequence[Run]) -> tuple[Ver
         return Verdict.SUPPORTED, f"the whole interval is {claim.bound}"
     if estimate.high < claim.at_least or estimate.low > claim.at_most:
         return Verdict.REFUTED, f"the whole interval misses: {claim.bound} was predicted"
-    if estimate.n < 2:
-        return Verdict.INCONCLUSIVE, "one repeat has no interval; run more repeats"
-    bound = claim.at_most if claim.at_least == float("-inf") else claim.at_least
-    logs = isinstance(claim.measure, Ratio | BreakEven)
-    needed = repeats_to_decide(blocks(claim.measure, runs), bound, logs=logs)
+    return Verdict.INCONCLUSIVE, _undecided(claim, estimate, blocks(claim.measure, runs))
+
+
+def _undecided(claim: Claim, estimate: Estimate, values: Sequence[float]) -> str:
+    """Why there is no verdict, and how many more repeats would bring one."""
+    n = estimate.n
+    if n < 2:
+        return (
+            f"one repeat has no interval: 1 more is the least, {USUAL_REPEATS - 1} more are usual: --repeats "
+            f"{USUAL_REPEATS} in a new suite"
+        )
+    held = f"the interval holds the bound ({claim.bound})"
+    if never := sum(map(math.isinf, values)):
+        return (
+            f"{held} and has no end, for in {never} of {n} repeats it never paid: no number of more repeats is sure to "
+            "decide; measure without --quick, or on a quieter machine, in a new suite"
+        )
+    bound = claim.at_most if math.isinf(claim.at_least) else claim.at_least
+    needed = repeats_to_decide(values, bound, logs=isinstance(claim.measure, Ratio | BreakEven))
     if needed is None:
-        return Verdict.INCONCLUSIVE, f"the interval holds the bound {bound:g}, and more repeats are unlikely to decide"
-    return (
-        Verdict.INCONCLUSIVE,
-        f"the interval holds the bound {bound:g}; about {needed} repeats would decide, in a new suite",
-    )
+        return f"{held}, and more repeats are unlikely to decide: fewer than {MOST_REPEATS - n} more do not"
+    more = f"{needed - n} more repeat{'s' * (needed - n > 1)}"
+    return f"{held}; about {more} than these {n} would decide: --repeats {needed} in a new suite"
 
 
 def judge_all(experiments: Iterable[Experiment], suite: Suite) -> list[Finding]:

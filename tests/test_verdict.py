@@ -83,7 +83,7 @@ def test_a_verdict_says_what_was_predicted():
 def test_an_undecided_claim_says_how_many_repeats_would_decide():
     # Given a mean 0.197 above the bound and a scatter of 0.379, in logarithms: t(n-1) 0.379 / sqrt(n) < 0.197 from 17
     because = judge(claim(at_least=1.6), runs(*WILD), cores=2).because
-    assert "about 17 repeats would decide" in because
+    assert "about 12 more repeats than these 5 would decide: --repeats 17" in because
 
 
 def test_a_claim_right_at_its_bound_is_not_promised_a_decision():
@@ -94,7 +94,14 @@ def test_a_claim_right_at_its_bound_is_not_promised_a_decision():
 def test_after_one_repeat_more_repeats_are_the_remedy():
     because = judge(claim(at_least=1.6), runs(2.0), cores=2).because
     assert "unlikely" not in because
-    assert "repeat" in because
+    assert "4 more" in because
+    assert "--repeats 5" in because
+
+
+def test_what_was_not_measured_says_how_to_measure_it():
+    because = judge(claim(at_least=1.6), [], cores=2).because
+    assert "sidestep run made-up" in because
+    assert "--out" in because
 
 
 def test_a_machine_with_too_few_cores_cannot_judge():
@@ -163,7 +170,7 @@ def test_an_undecided_level_counts_the_repeats_on_its_own_scale():
     # Given a mean of 2 % above the bound and a scatter of 4.5 %: t(n-1) 4.47 / sqrt(n) < 2 from n = 22 on
     level = replace(claim(at_most=0.0), measure=Level("lost_updates", of={"concurrency": 1}))
     because = judge(level, level_runs(0, 0, 0, 0, 0.1), cores=2).because
-    assert "about 22 repeats would decide" in because
+    assert "--repeats 22 in a new suite" in because
 
 
 def lengths(short: float, long: float, *, repeat: int) -> list[Run]:
@@ -179,6 +186,17 @@ def lengths(short: float, long: float, *, repeat: int) -> list[Run]:
 
 
 PAYS, NEVER = (0.5, 2.0), (0.5, 0.9)  # from 10 ms on, and never
+SOON = (0.9, 2.0)  # from some 2 ms on
+
+
+def test_a_break_even_without_an_end_is_not_promised_a_decision_and_says_what_else_helps():
+    # Given one repeat in which it never paid, and two in which it did
+    even = replace(claim(at_most=10.0), measure=BreakEven(of={"concurrency": 2}, to={"concurrency": 1}))
+    measured = [run for n, ratios in enumerate((SOON, SOON, NEVER)) for run in lengths(*ratios, repeat=n)]
+    because = judge(even, measured, cores=2).because
+    assert "in 1 of 3 repeats it never paid" in because
+    assert "no number of more repeats" in because
+    assert "--quick" in because
 
 
 @pytest.mark.parametrize(
