@@ -24,6 +24,7 @@ from lab.arenas.celery_worker import APART_QUEUE, CeleryWorkers
 from lab.arenas.compose import SimulatedMachines
 from lab.arenas.flower import Flower
 from lab.broker import remove_keys
+from lab.checks import GIL_BACK
 from lab.jobs import Jobs
 from lab.model import LabError, Ledger, Run, Setup, Trial
 from lab.observe import Progress, Tapes, ended_numbers, job_id, observe, observe_steps
@@ -406,6 +407,8 @@ class Bench:
             drained_s = sum(s.end_ns - s.start_ns for s in self._slices) / 1e9
             bill = replace(bill, drained_s=drained_s, wall_s=bill.wall_s if len(samples) else drained_s)
         words = self._arena.last_words() if ledger.lost else ""
+        if bill.gil_enabled and bill.python.endswith("t") and isinstance(self._arena, CeleryWorkers):
+            words = " | ".join(filter(None, (words, self._arena.line_with(GIL_BACK))))
         return Run(
             self.trial,
             samples,

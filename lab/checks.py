@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -181,6 +182,15 @@ def steps_do_not_add_up(run: Run) -> Iterator[str]:
         )
 
 
+GIL_BACK = "The global interpreter lock (GIL) has been enabled to load module"
+"""CPython's warning (3.13, import.c), on stderr; the module's name follows in quotes."""
+
+
+def gil_bringers(stderr: str) -> tuple[str, ...]:
+    """The modules that brought the GIL back, by what a free-threaded interpreter wrote on stderr."""
+    return tuple(dict.fromkeys(re.findall(rf"{re.escape(GIL_BACK)} '([^']+)'", stderr)))
+
+
 def gil_came_back(run: Run) -> Iterator[str]:
     """A free-threaded interpreter stayed free-threaded."""
     # An arm that asks for other packages wants to know what they do.
@@ -189,9 +199,15 @@ def gil_came_back(run: Run) -> Iterator[str]:
         and not run.trial.setup.packages
         and (run.resources.gil_enabled or int(np.sum(run.samples.gil)))
     ):
+        known = ", ".join(gil_bringers(run.last_words))
+        remedy = (
+            f"remove {known} from its environment"
+            if known
+            else "`sidestep doctor` names the module where it can; remove it from the workers' environment"
+        )
         yield (
-            f"{run.trial.setup.label}: an extension module switched the GIL of this free-threaded interpreter back on: "
-            "remove the module from its environment (hiredis is a usual one)"
+            f"{run.trial.setup.label}: {known or 'an extension module'} switched the GIL of this free-threaded "
+            f"interpreter back on: {remedy}"
         )
 
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -137,6 +137,12 @@ def kill(process: subprocess.Popen[Any]) -> None:
         if stream:
             with contextlib.suppress(OSError):
                 stream.close()
+
+
+def line_with(words: str, logs: Iterable[Path]) -> str:
+    """The first line of the logs that holds these words; empty where none does."""
+    lines = (line for log in logs if log.exists() for line in log.read_text("utf-8", "replace").splitlines())
+    return next((line.strip() for line in lines if words in line), "")
 
 
 def last_words(log: IO[bytes] | Path, lines: int = 3) -> str:

@@ -9,15 +9,17 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import psutil
 
 from lab import broker as brokers
-from lab import environment
+from lab import environment, interpreters
 from lab.abilities import probe
 from lab.arenas import compose
+from lab.checks import gil_bringers
 from lab.measure import cannot_run
-from lab.model import BadInput, Experiment
+from lab.model import BadInput, Experiment, LabError
 from lab.session import open_session
 from lab.stats import selects, sides
 from tasks.pools import POOLS
@@ -27,6 +29,9 @@ from tasks.timeline import gil_enabled
 MAX_NOISE = 0.05
 """Interquartile range over median of identical short jobs, above which intervals get wide."""
 MAX_LOAD_SHARE = 0.25
+
+WORKERS_IMPORT = ("redis", "celery", "celery.bin.worker", "kombu.transport.redis", "billiard", "hiredis")
+"""What a threads worker loads, whatever its jobs are."""
 
 
 class State(StrEnum):
@@ -52,6 +57,7 @@ class Diagnosis:
 def examine(experiments: Iterable[Experiment], *, broker_url: str | None = None) -> Iterator[Diagnosis]:
     """Look at everything, one diagnosis at a time."""
     yield _python()
+    yield from _free_threaded()
     yield from _cores()
     yield from _machine()
     yield _noise()
@@ -69,6 +75,25 @@ def _python() -> Diagnosis:
     if (3, 11) <= sys.version_info[:2] <= (3, 14):
         return Diagnosis("Python", State.OK, f"{version}, {kind}")
     return Diagnosis("Python", State.WARNING, f"{version}, {kind}: tested are 3.11 to 3.14")
+
+
+def _free_threaded() -> Iterator[Diagnosis]:
+    """Whether the GIL stays off in the workers of a free-threaded interpreter, where there is one."""
+    path = interpreters.free_threaded()
+    if path is None:
+        return
+    try:
+        version = interpreters.ask(path).version
+        python = interpreters.with_celery(path, pools=("threads",))
+        bringers = gil_bringers(interpreters.stderr_of_imports(python, WORKERS_IMPORT))
+    except (BadInput, LabError) as error:
+        yield Diagnosis("free-threaded Python", State.WARNING, f"its workers cannot be tried: {error}")
+        return
+    if bringers:
+        says = f"{version}: {', '.join(bringers)} brings the GIL back: remove it from {Path(python).parent.parent}"
+        yield Diagnosis("free-threaded Python", State.WARNING, says)
+    else:
+        yield Diagnosis("free-threaded Python", State.OK, f"{version}: nothing that workers import brings the GIL back")
 
 
 def _cores() -> Iterator[Diagnosis]:

@@ -76,6 +76,29 @@ def resolve(python: str | None) -> str:
     return path
 
 
+def stderr_of_imports(python: str, modules: Iterable[str]) -> str:
+    """What the interpreter warns of on stderr while it imports those of the modules that it has.
+
+    Raises LabError when it does not end.
+    """
+    code = (
+        "import importlib, importlib.util\n"
+        f"for name in {list(modules)!r}:\n"
+        "    if importlib.util.find_spec(name): importlib.import_module(name)\n"
+    )
+    try:
+        return subprocess.run(
+            [python, "-W", "always", "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        ).stderr
+    except (OSError, subprocess.SubprocessError) as error:
+        raise LabError(f"{python} did not import {', '.join(modules)}: {error}; does it run?") from None
+
+
 def cache_home() -> Path:
     """Where environments are kept: SIDESTEP_CACHE, else the user's cache folder."""
     chosen = os.environ.get("SIDESTEP_CACHE") or os.environ.get("XDG_CACHE_HOME")

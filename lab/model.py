@@ -372,7 +372,7 @@ class Run:
     retakes: int = 0
     """How often the trial was run before, because others used the machine."""
     last_words: str = ""
-    """The end of the workers' logs, where jobs are missing."""
+    """The end of the workers' logs, where jobs are missing; where the GIL came back, the interpreter's word of it."""
     steps: Steps | None = None
     """Where the setup asks for them."""
     changes: tuple[Change, ...] = ()

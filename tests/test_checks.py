@@ -1,5 +1,6 @@
 """Each reason to distrust a run: a run that has it, and one that has just not."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -7,8 +8,10 @@ import pytest
 
 from lab.checks import (
     CHECKS,
+    GIL_BACK,
     deaf_watcher,
     faults,
+    gil_bringers,
     gil_came_back,
     impossible_times,
     incomplete_ledger,
@@ -20,6 +23,8 @@ from lab.checks import (
     unsure_clocks,
     unsure_waits,
 )
+from lab.children import line_with
+from lab.interpreters import stderr_of_imports
 from lab.model import SAMPLE_COLUMNS, STEP_COLUMNS, Change, FrozenArgs, Ledger, Load, Run, Samples, Setup, Steps, Trial
 from producer.pacers import Burst, Closed, Constant
 from producer.payloads import Payload
@@ -201,7 +206,7 @@ CASES = {
     "a GIL that nobody asked for": Case(
         gil_came_back,
         interpreter("3.14.0t", gil_enabled=True, gil=(1, 1)),
-        "hiredis",
+        "`sidestep doctor` names the module",
         # Whoever installs other packages wants to see what they do
         replace_setup(interpreter("3.14.0t", gil_enabled=True, gil=(1, 1)), packages=("hiredis==3.5.0",)),
     ),
@@ -214,8 +219,12 @@ CASES = {
     ),
     "a GIL during one job": Case(
         gil_came_back,
-        interpreter("3.14.0t", gil=(0, 1)),
-        "hiredis",
+        replace(
+            interpreter("3.14.0t", gil=(0, 1)),
+            last_words="<frozen importlib._bootstrap>:488: RuntimeWarning: The global interpreter lock (GIL) has been "
+            "enabled to load module 'lib.one', which has not declared that it can run safely without the GIL.",
+        ),
+        "remove lib.one",
         interpreter("3.14.0", gil_enabled=True, gil=(1, 1)),
     ),
 }
@@ -302,3 +311,17 @@ def test_faults_are_all_that_the_checks_say():
 
 def test_a_run_without_marks_is_not_suspected_for_it():
     assert faults(make_run(setup=replace(CONSTANT, marks=False))) == ()
+
+
+def test_the_module_that_brings_the_gil_back_is_named_by_the_interpreters_own_warning(tmp_path, monkeypatch):
+    # Given a module that makes an interpreter warn, beside one that is not there
+    warned = "The global interpreter lock (GIL) has been enabled to load module 'noisy.one', which has not"
+    (tmp_path / "noisy.py").write_text(f"import warnings\nwarnings.warn({warned!r}, RuntimeWarning)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    # Then importing both tells which it was, once; and what is quiet tells nothing
+    assert gil_bringers(stderr_of_imports(sys.executable, ["noisy", "no_such_module"])) == ("noisy.one",)
+    assert gil_bringers(stderr_of_imports(sys.executable, ["json"])) == ()
+    # And so does a worker's log
+    (tmp_path / "worker-0.log").write_text(f"up\n{warned} declared\n")
+    assert "noisy.one" in line_with(GIL_BACK, [tmp_path / "none.log", tmp_path / "worker-0.log"])
+    assert line_with(GIL_BACK, [tmp_path / "none.log"]) == ""

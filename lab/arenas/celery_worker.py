@@ -14,7 +14,7 @@ import redis
 
 from lab.arenas.arena import await_ready
 from lab.arenas.flower import Flower
-from lab.children import Children, kill, last_words, tree
+from lab.children import Children, kill, last_words, line_with, tree
 from lab.model import Setup
 from tasks.codecs import CODECS
 from tasks.pools import EVENTLET_WARNING_FILTER
@@ -125,6 +125,10 @@ class CeleryWorkers:
     def last_words(self) -> str:
         """The ends of the workers' logs, on one line."""
         return " | ".join(last_words(log) for log in self._logs)
+
+    def line_with(self, words: str) -> str:
+        """The first line of the workers' logs that holds these words; empty where none does."""
+        return line_with(words, self._logs)
 
     def close(self) -> None:
         """End the workers at once: a drained worker holds nothing, and its marks are in mapped files."""
