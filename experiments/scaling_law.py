@@ -21,5 +21,5 @@ experiment = Experiment(
             advice="Read the two coefficients, not the curve: contention says buy a faster queue, coherency says stop.",
         ),
     ),
-    charts=(Curve("Throughput against processes", y="throughput_hz", x="slots", log=False),),
+    charts=(Curve("Throughput against processes", y="throughput_hz", x="slots", predicted=("usl",), log=False),),
 )

@@ -21,6 +21,21 @@ def machines(setup: Setup) -> float:
     return setup.nodes
 
 
+def number_of(setup: Setup) -> int:
+    """The Universal Scalability Law's n: machines where there are several, else slots."""
+    return setup.slots if setup.arena == "local" else setup.nodes
+
+
+def has_room(setup: Setup, *, cores: int) -> bool:
+    """Whether nobody waits for a core: beyond them the law would take that for contention."""
+    match setup.arena:
+        case "local":
+            return setup.slots <= cores
+        case "compose":
+            return setup.nodes * (setup.cpus or 1) <= cores
+    return True  # attached machines bring their own cores
+
+
 def work_ms(setup: Setup) -> float:
     """Work of one job on one core, in ms."""
     return work_ms_of(setup.args)

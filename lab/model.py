@@ -537,7 +537,7 @@ class Curve:
     to: Selector | None = None
     """Divide by the setup with these values at the same x, repeat by repeat; None shows `y` itself."""
     predicted: tuple[str, ...] = ()
-    """Names in `lab.predictions.PREDICTIONS`, each drawn as a line of its own."""
+    """Names in `lab.predictions.PREDICTIONS`, or in its FITTED, each drawn as a line of its own."""
     log: bool = True
     """Both axes logarithmic."""
     to_one: bool = False

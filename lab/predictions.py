@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from lab.axes import handovers, hogs, machines, outside_share, slots, switch_interval_ms
+from lab.axes import handovers, has_room, hogs, machines, number_of, outside_share, slots, switch_interval_ms
 from lab.model import Setup
+from lab.usl import LOADS, fit
 
 
 def convoy_s(setup: Setup) -> float:
@@ -38,6 +39,20 @@ def linear(setup: Setup) -> float:
     return machines(setup)
 
 
+def usl(measured: Sequence[tuple[Setup, float]], cores: int) -> Mapping[float, float]:
+    """The Universal Scalability Law's best curve through these throughputs, by number, within the cores alone.
+
+    Nothing where too few loads have room: beyond the cores the law would take a wait for a core for contention.
+    """
+    points = {number_of(setup): hz for setup, hz in measured if has_room(setup, cores=cores) and hz > 0}
+    if len(points) < LOADS:
+        return {}
+    curve = fit(points)
+    return {float(n): curve.throughput_hz(n) for n in sorted(points)}
+
+
+FITTED: Mapping[str, Callable[[Sequence[tuple[Setup, float]], int], Mapping[float, float]]] = {"usl": usl}
+"""What theory says once its coefficients are fitted to what was measured, in the cores that there are."""
 PREDICTIONS: Mapping[str, Callable[[Setup], float]] = {
     prediction.__name__: prediction for prediction in (convoy_s, amdahl, gil_bound, linear)
 }

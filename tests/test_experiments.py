@@ -35,7 +35,7 @@ from lab.model import (
     Verdict,
 )
 from lab.plan import plan
-from lab.predictions import PREDICTIONS
+from lab.predictions import FITTED, PREDICTIONS
 from lab.report.page import page
 from lab.stats import MEASURES, selects, sides
 from lab.verdict import judge_all
@@ -149,7 +149,7 @@ def test_a_chart_has_something_to_draw(experiment: Experiment, cores: int, quick
             for axis in (chart.rows, chart.columns):
                 assert quick or len({NAMES[axis](setup) for setup in drawn}) > 1, chart.title
             continue
-        assert set(chart.predicted) <= set(PREDICTIONS), chart.title
+        assert set(chart.predicted) <= set(PREDICTIONS) | set(FITTED), chart.title
         drawn = chosen(setups, chart.where)
         assert len({AXES[chart.x](setup) for setup in drawn}) > 1, chart.title
         # And where it is a ratio, each point has something to be divided by

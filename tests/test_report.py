@@ -644,7 +644,7 @@ def test_every_measure_axis_and_prediction_has_words_and_a_unit() -> None:
 
     assert set(words.UNITS) == set(stats.MEASURES)
     assert set(words.AXES) == set(axes.AXES) == set(curves.FIELDS)
-    assert set(words.PREDICTIONS) == set(predictions.PREDICTIONS)
+    assert set(words.PREDICTIONS) == set(predictions.PREDICTIONS) | set(predictions.FITTED)
 
 
 def test_latency_waits_and_service_are_of_the_setups_own_jobs() -> None:

@@ -224,8 +224,10 @@ def test_a_curve_of_zeros_and_one_of_a_single_repeat_can_be_drawn(log: bool) -> 
     assert curves.draw("k", curve, runs[:1]) is None
 
 
-def scaled(loads: tuple[int, ...], repeats: int = 3) -> list[Run]:
-    true = Usl(1000, 0.05, 0.002)
+TRUE = Usl(1000, 0.05, 0.002)
+
+
+def scaled(loads: tuple[int, ...], repeats: int = 3, true: Usl = TRUE) -> list[Run]:
     return [
         rated(replace(BASE, concurrency=n), true.throughput_hz(n), repeat=repeat)
         for repeat in range(repeats)
@@ -237,9 +239,32 @@ def test_the_scaling_laws_coefficients_are_found_again() -> None:
     table = law(ScalingLaw({"pool": "prefork"}), scaled((1, 2, 3, 4, 6, 8, 64)), cores=8)
     assert isinstance(table, Table)
     cells = {row[0]: row[1].partition(" ")[0] for row in table.rows}
-    assert float(cells["contention"]) == pytest.approx(0.05, abs=0.005)
-    assert float(cells["coherency"]) == pytest.approx(0.002, abs=0.0005)
-    assert float(cells["best n"]) == pytest.approx(math.sqrt(0.95 / 0.002), rel=0.1)
+    assert float(cells["\N{GREEK SMALL LETTER SIGMA}, contention"]) == pytest.approx(0.05, abs=0.005)
+    assert float(cells["\N{GREEK SMALL LETTER KAPPA}, coherency"]) == pytest.approx(0.002, abs=0.0005)
+    # And where the best n lies beyond all that was fitted, it is not guessed at
+    assert dict(row[:2] for row in table.rows)["N*, best n"] == "beyond 8, the largest load fitted: not extrapolated"
+
+
+def test_the_best_n_within_the_cores_has_an_interval() -> None:
+    true = Usl(1000, 0.05, 0.04)
+    table = law(ScalingLaw({"pool": "prefork"}), scaled((1, 2, 3, 4, 6, 8), true=true), cores=8)
+    assert isinstance(table, Table)
+    cell = dict(row[:2] for row in table.rows)["N*, best n"]
+    assert float(cell.partition(" ")[0]) == pytest.approx(math.sqrt(0.95 / 0.04), rel=0.05)
+    assert "[" in cell
+
+
+def test_the_fitted_law_is_drawn_within_the_cores_and_no_further() -> None:
+    curve = next(c for c in EXPERIMENTS["scaling-law"].charts if isinstance(c, Curve))
+    runs = scaled((1, 2, 3, 4, 6, 8, 64))
+    (theory,) = curves.theories(curve, curves.lines(curve, runs), cores=8)
+    assert theory.says == {n: pytest.approx(TRUE.throughput_hz(n), rel=0.05) for n in (1, 2, 3, 4, 6, 8)}
+    chart = curves.draw("k", curve, runs, cores=8)
+    assert chart
+    assert theory.name in " ".join(chart.drawing.split())
+    assert "beyond them nothing is predicted" in chart.caption
+    # And with too few loads within the cores nothing is
+    assert curves.theories(curve, curves.lines(curve, runs), cores=4) == []
 
 
 def test_too_few_loads_within_the_cores_are_one_sentence_and_no_table() -> None:

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lab.axes import AXES
 from lab.model import Curve, Estimate, Run, Setup
-from lab.predictions import PREDICTIONS
+from lab.predictions import FITTED, PREDICTIONS
 from lab.report import words
 from lab.report.charts import (
     LEAST_GAP_PX,
@@ -192,11 +192,22 @@ def _pools(runs: Sequence[Run]) -> int:
     return len({(run.trial.setup.pool, run.trial.setup.queued, run.trial.setup.apart) for run in runs})
 
 
-def theories(curve: Curve, measured: Sequence[Line]) -> list[Theory]:
-    """Each prediction at the measured x; once where it says the same of every line."""
+def theories(curve: Curve, measured: Sequence[Line], *, cores: int = 1) -> list[Theory]:
+    """Each prediction at the measured x; once where it says the same of every line.
+
+    What is fitted to the points is fitted, and drawn, within the `cores` alone.
+    """
     scale = 1.0 if curve.to else words.UNITS[curve.y].times
     found = []
     for name in curve.predicted:
+        if name in FITTED:
+            for line in measured:
+                says = FITTED[name]([(p.setup, p.y.value / scale) for p in line.points], cores)
+                of = f" for {line.name}" if len(measured) > 1 else ""
+                if says:
+                    scaled = {n: y * scale for n, y in says.items()}
+                    found.append(Theory(f"predicted{of}: {words.PREDICTIONS[name]}", scaled))
+            continue
         each = {line.name: {p.x: PREDICTIONS[name](p.setup) * scale for p in line.points} for line in measured}
         said = [item for says in each.values() for item in says.items()]
         if len(set(said)) == len(dict(said)):
@@ -206,13 +217,13 @@ def theories(curve: Curve, measured: Sequence[Line]) -> list[Theory]:
     return found
 
 
-def draw(key: str, curve: Curve, runs: Sequence[Run]) -> Chart | None:
-    """The chart; None where fewer than two x were measured."""
+def draw(key: str, curve: Curve, runs: Sequence[Run], *, cores: int = 1) -> Chart | None:
+    """The chart; None where fewer than two x were measured. `cores` is how many the machine offers."""
     measured = [line for line in lines(curve, runs) if line.points]
     xs = sorted({point.x for line in measured for point in line.points})
     if len(xs) < 2:
         return None
-    theory = theories(curve, measured)
+    theory = theories(curve, measured, cores=cores)
     legend = Legend(tuple(line.name for line in measured), tuple(one.name for one in theory))
     top_px = 24 + legend.height_px
     height = top_px + PLOT_PX + BOTTOM_PX
@@ -335,6 +346,8 @@ def _caption(curve: Curve, measured: Sequence[Line], theory: Sequence[Theory]) -
     """What is seen, in figures."""
     parts = [f"{line.name[:1].upper()}{line.name[1:]}: {_from_to(curve, line)}." for line in measured]
     parts += [_against(one, measured) for one in theory]
+    if any(name in FITTED for name in curve.predicted):
+        parts.append("What is fitted ends at the machine's cores: beyond them nothing is predicted.")
     n = sorted({p.y.n for line in measured for p in line.points})
     if n[-1] > 1:
         over = f"{n[0]}" if n[0] == n[-1] else f"{n[0]} to {n[-1]}"

@@ -11,11 +11,11 @@ from lab.report.charts import Chart
 from lab.report.tables import Table
 
 
-def draw(key: str, wanted: Wanted, runs: Sequence[Run]) -> Chart | None:
-    """The chart; None where there is nothing to be drawn."""
+def draw(key: str, wanted: Wanted, runs: Sequence[Run], *, cores: int = 1) -> Chart | None:
+    """The chart; None where there is nothing to be drawn. `cores` is how many the machine offers."""
     match wanted:
         case Curve():
-            return curves.draw(key, wanted, runs)
+            return curves.draw(key, wanted, runs, cores=cores)
         case Stack():
             return stacks.draw(key, wanted, runs)
         case Heat():

@@ -142,9 +142,10 @@ def evidence(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Ex
         if not arms:
             yield paragraph("Nothing was measured.")
         else:
+            cores = int(suite.environment.get("cores", 1))
             drawn = (
                 charts.forest(f"c{i}-claims", own, runs),
-                *(gallery.draw(f"c{i}-own-{k}", wanted, runs) for k, wanted in enumerate(asked)),
+                *(gallery.draw(f"c{i}-own-{k}", wanted, runs, cores=cores) for k, wanted in enumerate(asked)),
                 charts.throughput(f"c{i}-throughput", timed),
                 charts.latency(f"c{i}-latency", timed),
                 charts.memory(f"c{i}-memory", timed),
@@ -155,7 +156,6 @@ def evidence(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Ex
             yield "</div>"
             yield from map(table, gallery.tables(asked, runs))
             yield from (table(made) for make in TABLES if (made := make(arms)))
-            cores = int(suite.environment.get("cores", 1))
             claims, others = (experiment.claims, experiment.laws) if experiment else ((), ())
             for law in laws(claims, runs, cores=cores, others=others):
                 yield paragraph(law) if isinstance(law, str) else table(law)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from lab.model import Claim, Run, ScalingLaw, Selector, Setup
+from lab.axes import has_room, number_of
+from lab.model import Claim, Run, ScalingLaw, Selector
 from lab.report import words
 from lab.report.tables import Column, Table
 from lab.report.units import TO, number, plural, sure
@@ -29,21 +30,6 @@ def laws(
         yield law(ScalingLaw(where), runs, cores=cores)
 
 
-def number_of(setup: Setup) -> int:
-    """The law's n: machines where there are several, else slots."""
-    return setup.slots if setup.arena == "local" else setup.nodes
-
-
-def has_room(setup: Setup, *, cores: int) -> bool:
-    """Whether nobody waits for a core: beyond them the law would take that for contention."""
-    match setup.arena:
-        case "local":
-            return setup.slots <= cores
-        case "compose":
-            return setup.nodes * (setup.cpus or 1) <= cores
-    return True  # attached machines bring their own cores
-
-
 def law(measure: ScalingLaw, runs: Sequence[Run], *, cores: int) -> Table | str:
     """The coefficients, fitted inside each repeat through the loads that the machine has cores for."""
     repeats: dict[int, dict[int, float]] = {}
@@ -59,26 +45,30 @@ def law(measure: ScalingLaw, runs: Sequence[Run], *, cores: int) -> Table | str:
             return f"{TITLE}, {words.selected(measure.of)}: {measured}, and {LOADS} are needed."
         within = f"{plural(loads, 'load')} {'lies' if loads == 1 else 'lie'} within this machine's"
         return f"{TITLE}: {within} {plural(cores, 'core')}; {LOADS} are needed; nothing is said beyond the cores."
-    return Table(f"{TITLE}: {words.selected(measure.of)}", COLUMNS, _rows(fits), NOTES)
+    most = max(n for points in repeats.values() for n in points)
+    return Table(f"{TITLE}: {words.selected(measure.of)}", COLUMNS, _rows(fits, most), NOTES)
 
 
+SIGMA, KAPPA, BEST = "\N{GREEK SMALL LETTER SIGMA}", "\N{GREEK SMALL LETTER KAPPA}", "N*"
 COLUMNS = (Column("coefficient"), Column("value", "[95 %]"), Column("n", "repeats"))
 NOTES = (
-    "X(n) = rate \N{MULTIPLICATION SIGN} n / (1 + contention \N{MULTIPLICATION SIGN} (n \N{MINUS SIGN} 1) + coherency "
-    "\N{MULTIPLICATION SIGN} n (n \N{MINUS SIGN} 1)), fitted inside each repeat by least squares of relative errors, "
-    "through loads up to this machine's cores alone. Neither coefficient may be negative, so an interval ends at 0.",
-    "Contention is the share that only one does at a time; coherency is what each pair costs that must agree; the best "
-    "n, with the lowest and the highest repeat, is where more does no more.",
+    f"X(n) = rate \N{MULTIPLICATION SIGN} n / (1 + {SIGMA} (n \N{MINUS SIGN} 1) + {KAPPA} n (n \N{MINUS SIGN} 1)), "
+    "fitted inside each repeat by least squares of relative errors, through loads up to this machine's cores alone. "
+    "Neither coefficient may be negative, so an interval ends at 0. Intervals are Student's t over repeats; that of N* "
+    "is over logarithms.",
+    f"{SIGMA}, contention, is the share that only one does at a time; {KAPPA}, coherency, is what each pair costs that "
+    f"must agree; {BEST} = \N{SQUARE ROOT}((1 \N{MINUS SIGN} {SIGMA}) / {KAPPA}) is where more does no more. Nothing "
+    f"is said beyond the largest load that was fitted: an {BEST} out there would be a guess, and is not shown.",
 )
 
 
-def _rows(fits: Sequence[Usl]) -> tuple[tuple[str, ...], ...]:
+def _rows(fits: Sequence[Usl], most: int) -> tuple[tuple[str, ...], ...]:
     n = str(len(fits))
     return (
         ("rate of one, jobs/s", sure(mean_of_logs([one.rate_hz for one in fits])), n),
-        ("contention", _share([one.contention for one in fits]), n),
-        ("coherency", _share([one.coherency for one in fits]), n),
-        ("best n", _best([one.best_n for one in fits]), n),
+        (f"{SIGMA}, contention", _share([one.contention for one in fits]), n),
+        (f"{KAPPA}, coherency", _share([one.coherency for one in fits]), n),
+        (f"{BEST}, best n", _best([one.best_n for one in fits], most), n),
     )
 
 
@@ -89,9 +79,14 @@ def _share(values: Sequence[float]) -> str:
     return f"{number(estimate.value)} [{number(max(0.0, estimate.low))}{TO}{number(estimate.high)}]"
 
 
-def _best(values: Sequence[float]) -> str:
-    low, high = min(values), max(values)
-    if math.isinf(low):
-        return "no end seen"
-    top = "no end" if math.isinf(high) else number(high)
-    return number(low) if number(low) == top else f"{number(low)} to {top}"
+def _best(values: Sequence[float], most: int) -> str:
+    """N* with its interval, up to the largest load that was fitted and no further."""
+    if endless := sum(map(math.isinf, values)):
+        of = "" if endless == len(values) else f" in {endless} of {plural(len(values), 'repeat')}"
+        return f"no end seen{of}"
+    estimate = mean_of_logs(values)
+    if estimate is None or estimate.value > most:
+        return f"beyond {most}, the largest load fitted: not extrapolated"
+    if len(values) > 1 and estimate.high > most:
+        return f"{number(estimate.value)} [{number(estimate.low)}{TO}beyond {most}]"
+    return sure(estimate)

@@ -202,9 +202,10 @@ PREDICTIONS: Mapping[str, str] = {
     "convoy_s": "wait + interval a thread, typical with one",
     "amdahl": "Amdahl's law, 1 / ((1 \N{MINUS SIGN} p) + p / N)",
     "linear": "each machine adds as much as the first",
+    "usl": "the Universal Scalability Law, fitted",
     "gil_bound": "the GIL's own bound, 1 / (1 \N{MINUS SIGN} p) up to N",
 }
-"""`lab.predictions.PREDICTIONS` in words."""
+"""`lab.predictions.PREDICTIONS` and those of FITTED in words."""
 
 
 def axis(name: str) -> str:
