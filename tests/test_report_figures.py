@@ -40,7 +40,7 @@ from lab.report.groups import groups
 from lab.report.page import page
 from lab.report.scaling import law, laws
 from lab.report.tables import Table
-from lab.report.units import TIMES
+from lab.report.units import TIMES, sure
 from lab.report.words import conditions, measure
 from lab.usl import Usl
 from lab.verdict import judge_all
@@ -222,6 +222,27 @@ def test_a_curve_of_zeros_and_one_of_a_single_repeat_can_be_drawn(log: bool) -> 
     assert chart
     assert "One repeat: no intervals." in chart.caption
     assert curves.draw("k", curve, runs[:1]) is None
+
+
+def test_a_break_even_is_marked_on_its_curve_with_its_interval() -> None:
+    experiment = EXPERIMENTS["break-even"]
+    curve = next(c for c in experiment.charts if isinstance(c, Curve))
+    suite = run_experiment(experiment, quick=True, cores=2)
+    findings = judge_all([experiment], suite)
+    reached = [f for f in findings if isinstance(f.claim.measure, BreakEven) and f.estimate]
+    assert reached
+    plain, marked = (curves.draw("k", curve, suite.runs, findings=some) for some in ((), findings))
+    assert plain
+    assert marked
+    for finding in reached:
+        # Then its name and figure are beneath the chart, and its mark is in it
+        name = finding.claim.id.rpartition("/")[2]
+        assert f"Break-even, {name} (diamond): {sure(finding.estimate)} ms." in marked.caption
+        assert f">{name}<" in marked.drawing
+        assert f">{name}<" not in plain.drawing
+    # And it is on no chart of something else
+    assert curves.meetings(replace(curve, x="slots"), findings, suite.runs) == []
+    assert curves.meetings(replace(curve, y="boot_s"), findings, suite.runs) == []
 
 
 TRUE = Usl(1000, 0.05, 0.002)

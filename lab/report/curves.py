@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lab.axes import AXES
-from lab.model import Curve, Estimate, Run, Setup
+from lab.model import BreakEven, Curve, Estimate, Finding, Run, Setup, Verdict
 from lab.predictions import FITTED, PREDICTIONS
 from lab.report import words
 from lab.report.charts import (
@@ -27,7 +27,7 @@ from lab.report.charts import (
 )
 from lab.report.charts import steps as round_steps
 from lab.report.groups import EXTRAS, groups, trait
-from lab.report.svg import SMALL, svg
+from lab.report.svg import INK, MUTED, PAPER, SMALL, svg
 from lab.report.units import TO, has_interval, number, sure
 from lab.stats import MEASURES, matches, mean, mean_of_logs
 
@@ -217,8 +217,40 @@ def theories(curve: Curve, measured: Sequence[Line], *, cores: int = 1) -> list[
     return found
 
 
-def draw(key: str, curve: Curve, runs: Sequence[Run], *, cores: int = 1) -> Chart | None:
-    """The chart; None where fewer than two x were measured. `cores` is how many the machine offers."""
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """A claim's break-even, where two of the lines meet."""
+
+    name: str
+    at: Estimate
+    """In the unit of the x axis."""
+    sure: bool
+    """Whether no check distrusts it."""
+
+
+def meetings(curve: Curve, findings: Sequence[Finding], runs: Sequence[Run]) -> list[Meeting]:
+    """The break-evens along the curve's x axis of which both sides are on it, and which were reached."""
+    found = []
+    shown = [run for run in runs if matches(run, curve.where)]
+    for finding in findings:
+        measure, at = finding.claim.measure, finding.estimate
+        if not isinstance(measure, BreakEven) or at is None or not math.isfinite(at.value):
+            continue
+        both = all(any(matches(run, side) for run in shown) for side in (measure.of, measure.to))
+        if both and measure.axis == curve.x and curve.to is None and curve.y == "throughput_hz":
+            times = words.AXES[curve.x].times
+            scaled = Estimate(at.value * times, at.low * times, at.high * times, at.n)
+            found.append(Meeting(words.short_id(finding.claim), scaled, finding.verdict is not Verdict.INVALID))
+    return found
+
+
+def draw(
+    key: str, curve: Curve, runs: Sequence[Run], *, findings: Sequence[Finding] = (), cores: int = 1
+) -> Chart | None:
+    """The chart; None where fewer than two x were measured. `cores` is how many the machine offers.
+
+    A break-even among the findings is marked at its x, with its interval.
+    """
     measured = [line for line in lines(curve, runs) if line.points]
     xs = sorted({point.x for line in measured for point in line.points})
     if len(xs) < 2:
@@ -228,6 +260,7 @@ def draw(key: str, curve: Curve, runs: Sequence[Run], *, cores: int = 1) -> Char
     top_px = 24 + legend.height_px
     height = top_px + PLOT_PX + BOTTOM_PX
     log_x = curve.log and xs[0] > 0
+    met = meetings(curve, findings, runs)
     heights = [p.y.value for line in measured for p in line.points] + [y for one in theory for y in one.says.values()]
     log_y = curve.log and min(heights) > 0
     low, high = _range(measured, heights, log=log_y)
@@ -249,6 +282,8 @@ def draw(key: str, curve: Curve, runs: Sequence[Run], *, cores: int = 1) -> Char
             axes.plot(places, [p.y.value for p in line.points], zorder=3, **style)
             for x, point in zip(places, line.points, strict=True):
                 _bar(axes, x, point.y, (low, high), style["color"])
+        for i, meeting in enumerate(met):
+            _meeting(axes, meeting, i)
         x_ticks = _measured_ticks(xs, log=log_x, room_px=WIDTH_PX - left - 16)
         axes.set_xticks(x_ticks, [plain(tick) for tick in x_ticks])
         axes.set_yticks(y_ticks, [plain(tick) for tick in y_ticks])
@@ -264,8 +299,46 @@ def draw(key: str, curve: Curve, runs: Sequence[Run], *, cores: int = 1) -> Char
     said = "; ".join(
         f"{line.name}: {', '.join(f'{sure(p.y)} at {plain(p.x)}' for p in line.points)}" for line in measured
     )
+    if met:
+        said += "; " + "; ".join(f"break-even, {one.name}: {sure(one.at)}" for one in met)
     drawn = svg(paint, width_px=WIDTH_PX, height_px=height, key=key, title=curve.title, description=f"{said}.")
-    return Chart(curve.title, drawn, _caption(curve, measured, theory))
+    return Chart(curve.title, drawn, _caption(curve, measured, theory, met))
+
+
+def _meeting(axes: Area, one: Meeting, i: int) -> None:
+    """A diamond near the foot of the chart with its interval across, and a thin line up through the curves."""
+    foot, place = axes.get_xaxis_transform(), 0.05 + 0.07 * i
+    left, right = axes.get_xlim()
+    if not left <= one.at.value <= right:
+        return
+    axes.axvline(one.at.value, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    if has_interval(one.at):
+        ends = [max(one.at.low, left), min(one.at.high, right)]
+        axes.plot(ends, [place, place], color=INK, linewidth=1.2, marker="|", transform=foot, zorder=4)
+    inside = INK if one.sure else PAPER
+    # Words go where there is more room.
+    leftward = one.at.value < (math.sqrt(left * right) if axes.get_xscale() == "log" else (left + right) / 2)
+    axes.plot(
+        [one.at.value],
+        [place],
+        marker="D",
+        markersize=5,
+        linestyle="",
+        color=inside,
+        markeredgecolor=INK,
+        transform=foot,
+        zorder=5,
+    )
+    axes.annotate(
+        one.name,
+        (one.at.value, place),
+        xycoords=foot,
+        xytext=(5 if leftward else -5, 3),
+        textcoords="offset points",
+        ha="left" if leftward else "right",
+        fontsize=SMALL,
+        color=INK,
+    )
 
 
 def _y_words(curve: Curve) -> str:
@@ -342,12 +415,14 @@ def plain(value: float) -> str:
     return f"{value:.10f}".rstrip("0").rstrip(".") if abs(value) < 1e15 else f"{value:g}"
 
 
-def _caption(curve: Curve, measured: Sequence[Line], theory: Sequence[Theory]) -> str:
+def _caption(curve: Curve, measured: Sequence[Line], theory: Sequence[Theory], met: Sequence[Meeting]) -> str:
     """What is seen, in figures."""
     parts = [f"{line.name[:1].upper()}{line.name[1:]}: {_from_to(curve, line)}." for line in measured]
     parts += [_against(one, measured) for one in theory]
     if any(name in FITTED for name in curve.predicted):
         parts.append("What is fitted ends at the machine's cores: beyond them nothing is predicted.")
+    unit = words.AXES[curve.x].after
+    parts += [f"Break-even, {one.name} (diamond): {sure(one.at)} {unit}." for one in met]
     n = sorted({p.y.n for line in measured for p in line.points})
     if n[-1] > 1:
         over = f"{n[0]}" if n[0] == n[-1] else f"{n[0]} to {n[-1]}"

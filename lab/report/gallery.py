@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lab.model import Chart as Wanted
-from lab.model import Curve, Heat, Run, Stack
+from lab.model import Curve, Finding, Heat, Run, Stack
 from lab.report import curves, heats, stacks
 from lab.report.charts import Chart
 from lab.report.tables import Table
 
 
-def draw(key: str, wanted: Wanted, runs: Sequence[Run], *, cores: int = 1) -> Chart | None:
-    """The chart; None where there is nothing to be drawn. `cores` is how many the machine offers."""
+def draw(
+    key: str, wanted: Wanted, runs: Sequence[Run], *, findings: Sequence[Finding] = (), cores: int = 1
+) -> Chart | None:
+    """The chart; None where there is nothing to be drawn. Break-evens among `findings` are marked on their curves.
+
+    `cores` is how many the machine offers.
+    """
     match wanted:
         case Curve():
-            return curves.draw(key, wanted, runs, cores=cores)
+            return curves.draw(key, wanted, runs, findings=findings, cores=cores)
         case Stack():
             return stacks.draw(key, wanted, runs)
         case Heat():

@@ -145,7 +145,10 @@ def evidence(suite: Suite, findings: Sequence[Finding], experiments: Sequence[Ex
             cores = int(suite.environment.get("cores", 1))
             drawn = (
                 charts.forest(f"c{i}-claims", own, runs),
-                *(gallery.draw(f"c{i}-own-{k}", wanted, runs, cores=cores) for k, wanted in enumerate(asked)),
+                *(
+                    gallery.draw(f"c{i}-own-{k}", wanted, runs, findings=own, cores=cores)
+                    for k, wanted in enumerate(asked)
+                ),
                 charts.throughput(f"c{i}-throughput", timed),
                 charts.latency(f"c{i}-latency", timed),
                 charts.memory(f"c{i}-memory", timed),
