@@ -60,6 +60,18 @@ DONE, BROKEN, COULD_NOT, INVALID, INTERRUPTED = 0, 1, 2, 3, 130
 MAX_REPEATS = 1000
 
 
+UNWRAPPED = 100_000
+"""Columns where there is no terminal: a sentence that breaks at 80 cannot be found with grep."""
+
+
+def printer(*, stderr: bool = False) -> Console:
+    """What people read; wrapped to the terminal, or to COLUMNS where that is set, and not at all in a pipe."""
+    console = Console(stderr=stderr, highlight=False, markup=False)
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(stderr=stderr, highlight=False, markup=False, width=UNWRAPPED)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Catalogue:
     """The experiments there are, the three of the tour, and names that stand for several of them."""
@@ -81,7 +93,8 @@ class Catalogue:
         """A claim by its id. Raises BadInput with the nearest match."""
         claims = {claim.id: (e, claim) for e in self.experiments.values() for claim in e.claims}
         if claim_id not in claims:
-            raise BadInput(f"there is no claim {claim_id!r}{nearest(claim_id, claims)}; `sidestep list` names all")
+            known = {**claims, **self.experiments, **self.groups}
+            raise BadInput(f"there is no claim {claim_id!r}{nearest(claim_id, known)}; `sidestep list` names all")
         return claims[claim_id]
 
 
@@ -212,9 +225,9 @@ def _measure(
 ) -> None:
     directory = out or runs_home() / f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     order = Order(experiments=experiments, directory=directory, broker_url=broker, **options)
-    human = Console(stderr=want_json, highlight=False, markup=False)
+    human = printer(stderr=want_json)
     # On a terminal one console draws both, or the bar and the verdicts write over each other.
-    notes = human if human.is_terminal else Console(stderr=True, highlight=False, markup=False)
+    notes = human if human.is_terminal else printer(stderr=True)
     if order.python:
         # A name is looked up on PATH; one that is no Python is refused before anything starts.
         interpreter = ask(str(Path(shutil.which(order.python) or order.python).absolute()))
@@ -304,7 +317,7 @@ def plan(
         table.add_row(
             str(row["experiment"]), str(int(str(row["repeat"])) + 1), str(row["setup"]), f"{row['job']}{marks}"
         )
-    out = Console(highlight=False, markup=False)
+    out = printer()
     out.print(table)
     for label, why in left_out.items():
         out.print(f"left out: {label}: {why}")
@@ -328,12 +341,12 @@ def list_(catalogue: Catalogue, want_json: bool) -> None:
         ]
         _print_json({"experiments": listed})
         return
-    out = Console(highlight=False, markup=False)
+    out = printer()
     for e in catalogue.experiments.values():
         out.print(f"{e.name}  {e.question}", style="bold")
         for c in e.claims:
             out.print(f"  {last.get(c.id) or 'not measured':13} {c.id}")
-            out.print(Padding(c.says, (0, 0, 0, 16)))
+            out.print(Padding(c.says, (0, 0, 0, 16), expand=False))
     for name, parts in catalogue.groups.items():
         out.print(f"{name}  stands for {', '.join(parts)}", style="bold")
 
@@ -382,7 +395,7 @@ def report_(
         _write_trace(trace, held, repeat)
     experiments = list(catalogue.experiments.values())
     findings = judge_all(experiments, held)
-    human = Console(stderr=want_json, highlight=False, markup=False)
+    human = printer(stderr=want_json)
     for part in render(held, findings, experiments):
         human.print(part)
     target = html or ((suite if suite.is_dir() else suite.parent) / "report.html" if open_it else None)
@@ -476,28 +489,40 @@ def compare_(
     for c in changes:
         cells = (f"{side.verdict} {sure(side.estimate)}" for side in (c.before, c.after))
         table.add_row(c.before.claim.id, *cells, sure(c.ratio))
-    out = Console(highlight=False, markup=False)
+    out = printer()
     out.print(table)
     if difference:
         out.print(f"the machines differ: {difference}")
 
 
 @cli.command()
-@click.argument("claim")
+@click.argument("name", metavar="CLAIM")
 @as_json
 @click.pass_obj
-def explain(catalogue: Catalogue, claim: str, want_json: bool) -> None:
-    """What CLAIM says, why it might be so, how it is tested, and what to do about it."""
-    experiment, found = catalogue.claim(claim)
-    words = explanation(experiment, found)
+def explain(catalogue: Catalogue, name: str, want_json: bool) -> None:
+    """What CLAIM says, why it might be so, how it is tested, and what to do about it.
+
+    An experiment's name, or a group's, stands for all its claims.
+    """
+    if name in catalogue.experiments or name in catalogue.groups:
+        chosen = [(e, claim) for e in catalogue.find([name]) for claim in e.claims]
+    else:
+        chosen = [catalogue.claim(name)]
+    told = [(e, claim, explanation(e, claim)) for e, claim in chosen]
     if want_json:
-        _print_json({"claim": found.id, "experiment": experiment.name, **words})
+        bodies = [{"claim": claim.id, "experiment": e.name, **words} for e, claim, words in told]
+        _print_json(bodies[0] if name == chosen[0][1].id else {"name": name, "claims": bodies})
         return
-    out = Console(highlight=False, markup=False)
-    out.print(found.id, style="bold")
-    for heading, text in words.items():
-        out.print(heading, style="bold")
-        out.print(Padding(text, (0, 0, 0, 2)))
+    out = printer()
+    for i, (e, claim, words) in enumerate(told):
+        if len(told) > 1 and (i == 0 or told[i - 1][0] is not e):
+            out.print(f"{e.name}: {e.question}\n", style="bold underline")
+        out.print(claim.id, style="bold")
+        for heading, text in words.items():
+            out.print(heading, style="bold")
+            out.print(Padding(text, (0, 0, 0, 2), expand=False))
+        if i < len(told) - 1:
+            out.print()
 
 
 @cli.command()
@@ -516,7 +541,7 @@ def doctor(catalogue: Catalogue, broker: str | None, pools: bool, want_json: boo
         table = Table(box=None, pad_edge=False, show_header=False)
         for d in looked_at:
             table.add_row(str(d.state), d.what, d.says)
-        Console(highlight=False, markup=False).print(table)
+        printer().print(table)
     if any(d.needed and d.state is doctors.State.MISSING for d in looked_at):
         sys.exit(COULD_NOT)
 
@@ -556,7 +581,7 @@ def letters_(broker: str, prefix: str, send_again: bool, want_json: bool) -> Non
         rows = [{"at_s": x.at_s, "queue": x.queue, "reason": x.reason, "worker": x.worker} for x in found]
         _print_json({"all": seen.all, "dropped": seen.dropped, "resent": sent, "letters": rows})
         return
-    out = Console(highlight=False, markup=False)
+    out = printer()
     if found:
         table = Table("when", "queue", "bytes", "reason", "worker", box=None, pad_edge=False)
         for x in found:

@@ -98,6 +98,34 @@ def test_explain_says_everything_about_every_claim():
             assert words["what to do about it"] == claim.advice
 
 
+def test_explain_takes_an_experiment_or_a_group_for_all_their_claims():
+    catalogue = Catalogue(EXPERIMENTS, (), {"both": ("startup", "locks")})
+
+    def explained(*args):
+        done = CliRunner().invoke(cli, ["explain", *args], obj=catalogue, catch_exceptions=False)
+        return done.stdout
+
+    one, both = (json.loads(explained(name, "--json"))["claims"] for name in ("startup", "both"))
+    # Every claim's own words under its experiment
+    assert [c["claim"] for c in one] == [c.says for c in EXPERIMENTS["startup"].claims]
+    assert {c["experiment"] for c in both} == {"startup", "locks"}
+    text = explained("both")
+    assert all(EXPERIMENTS[name].question in text for name in ("startup", "locks"))
+    assert all(claim.id in text for name in ("startup", "locks") for claim in EXPERIMENTS[name].claims)
+
+
+def test_what_goes_into_a_pipe_is_not_wrapped_and_ends_no_line_in_blanks(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    claim = max((c for e in EXPERIMENTS.values() for c in e.claims), key=lambda c: len(c.why))
+    assert len(claim.why) > 120
+    text = CliRunner().invoke(cli, ["explain", claim.id], obj=Catalogue(EXPERIMENTS, ())).stdout
+    assert f"  {claim.why}\n" in text
+    # And where somebody asks for a width, that holds
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = CliRunner().invoke(cli, ["explain", claim.id], obj=Catalogue(EXPERIMENTS, ())).stdout
+    assert max(map(len, narrow.splitlines())) <= 60
+
+
 def test_plan_runs_nothing_and_tells_how_long():
     planned = json.loads(sidestep("plan", "gil-cpu", "--repeats", "3", "--json").stdout)
     setups = {(t["setup"], t["job"]) for t in planned["trials"]}

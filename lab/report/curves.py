@@ -317,7 +317,7 @@ def _meeting(axes: Area, one: Meeting, i: int) -> None:
         axes.plot(ends, [place, place], color=INK, linewidth=1.2, marker="|", transform=foot, zorder=4)
     inside = INK if one.sure else PAPER
     # Words go where there is more room.
-    leftward = one.at.value < (math.sqrt(left * right) if axes.get_xscale() == "log" else (left + right) / 2)
+    stands_left = one.at.value < (math.sqrt(left * right) if axes.get_xscale() == "log" else (left + right) / 2)
     axes.plot(
         [one.at.value],
         [place],
@@ -333,9 +333,9 @@ def _meeting(axes: Area, one: Meeting, i: int) -> None:
         one.name,
         (one.at.value, place),
         xycoords=foot,
-        xytext=(5 if leftward else -5, 3),
+        xytext=(5 if stands_left else -5, 3),
         textcoords="offset points",
-        ha="left" if leftward else "right",
+        ha="left" if stands_left else "right",
         fontsize=SMALL,
         color=INK,
     )
