@@ -109,9 +109,9 @@ def test_a_claim_is_explained_by_its_own_jobs_and_by_which_setups_take_turns() -
     watched = method("observer-cost/threads-digest")
     assert "digest (about 10 ms of one core)" in watched
     assert "noop" not in watched
-    assert "differ in marks alone one right after the other" in watched
+    assert "differ in marks alone side by side" in watched
     assert "spin (about 25 ms of one core)" in method("gil-cpu/threads")
-    assert "right after" not in method("gil-cpu/threads")
+    assert "side by side" not in method("gil-cpu/threads")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def _turns(experiment: Experiment) -> str:
     """Which setups keep together while they are shuffled."""
     if experiment.side_by_side is None:
         return ""
-    return f", those that differ in {experiment.side_by_side} alone one right after the other, in turns by chance"
+    return f", those that differ in {experiment.side_by_side} alone side by side, a part of the load each in turns"
 
 
 def _looked_at(experiment: Experiment, claim: Claim) -> list[Setup]:
