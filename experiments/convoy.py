@@ -88,7 +88,7 @@ experiment = Experiment(
             at_most=0.5,
             why="Each lets go of the GIL and gambles for it: often it is back at once, at times only after a switch "
             "interval or more (bpo-7946).",
-            advice="No call that lets go of the GIL is safe: a job in some loses it for an interval or more.",
+            advice="No call that lets go of the GIL is safe: some jobs lose it for an interval or more.",
             otherwise="Even calls that need not wait lose the GIL here: make few, or give them a process of their own.",
         ),
         Claim(
