@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import json
 import lzma
+import pickle
 import threading
 import time
 import zlib
@@ -26,6 +27,7 @@ from typing import Any
 
 import redis
 from celery import Celery, signals
+from celery.concurrency.prefork import TaskPool
 from celery.exceptions import InvalidTaskError, NotRegistered
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
@@ -47,6 +49,10 @@ MOST_BYTES = 64 * 1024**2
 """Of all letters together. The oldest make room; the newest is kept whatever its size."""
 MOST_UNPACKED_BYTES = 256 * 1024**2
 """A body may say of itself that it is compressed, and a thousandth of its size is then enough to fill the memory."""
+MOST_ITEMS = 10_000_000
+"""In one body, and in one envelope. `[],` takes three bytes there and 64 in memory, `{"a":0},` eight and 240."""
+USUAL_LEVELS, DEEPER = 100, 40
+"""No pickler minds so many levels; Celery wraps what it pickles into some more, and does so further down the stack."""
 LONGEST_LIMIT_S = 1e9
 REASON_LENGTH = 80
 
@@ -280,6 +286,8 @@ class Channel(transport.Channel):
 
     def _popped(self, reply: Any, **_: Any) -> Any:
         self.popped = tuple(reply) if reply else None
+        if self.popped:
+            _check_items(self.popped[1], "its envelope")
         return self.popped
 
     def _brpop_read(self, **options: Any) -> Any:
@@ -350,14 +358,14 @@ class Consumer(celery_consumer.Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """What is called with every message."""
         handle: Callable[[Any], Any] = super().create_task_handler(*args, **kwargs)
-        strategies = self.strategies
+        strategies, pickles = self.strategies, isinstance(self.pool, TaskPool)
 
         def on_task_received(message: Any) -> Any:
             if not isinstance(message.channel, Channel):
                 return handle(message)
             self._handed_over = False
             try:
-                check(message, strategies)
+                check(message, strategies, pickles=pickles)
                 return handle(message)
             except (redis.RedisError, OSError):
                 raise  # the broker's fault
@@ -410,15 +418,16 @@ class Consumer(celery_consumer.Consumer):
         signals.task_unknown.send(sender=self, message=message, exc=exc, name=name, id=job_id)
 
 
-def check(message: Any, strategies: Mapping[str, Any]) -> None:
+def check(message: Any, strategies: Mapping[str, Any], *, pickles: bool = False) -> None:
     """Raises Unreadable for a message that would end a stock worker or vanish in its pool; cheap for good ones.
 
     The body is decoded here instead of a moment later; kombu keeps the result, so it is not decoded twice. Raises what
-    decoding raises.
+    decoding raises. `pickles` says that jobs are pickled to be handed to another process.
     """
     headers: dict[str, Any] = message.headers
     if message.content_encoding is not None and type(message.content_encoding) is not str:
         raise Unreadable("its content encoding is no text")
+    _check_extent(message)
     if "task" not in headers:
         body = message.payload
         if not isinstance(body, dict) or "task" not in body:
@@ -431,6 +440,103 @@ def check(message: Any, strategies: Mapping[str, Any]) -> None:
         return  # Celery finds out
     _check_headers(headers)
     _check_body(message.payload)
+    if pickles:
+        _check_depth(headers, message.payload, message.content_type)
+
+
+def _check_extent(message: Any) -> None:
+    """Before it is decoded: what is written in few bytes may take all memory that there is."""
+    body, written_as, encoding = message.body, message.content_type, message.content_encoding
+    if message.errors or not isinstance(body, str | bytes):
+        return
+    # kombu asks Python's codecs for the encoding, of which some, such as `zlib`, unpack.
+    if encoding is not None and encoding.lower() not in ENCODINGS:
+        raise Unreadable("its content encoding is none that a body is written in")
+    if len(body) > MOST_UNPACKED_BYTES:
+        raise Unreadable(f"its body is larger than {MOST_UNPACKED_BYTES // 1024**2} MiB")
+    if written_as in MSGPACK and isinstance(body, bytes):
+        if len(body) > MOST_ITEMS and not _is_within_items(body, MOST_ITEMS):
+            raise _too_many("its body")
+    elif written_as != PICKLE:  # a pickle does worse, and its sender is trusted
+        _check_items(body, "its body")
+
+
+ENCODINGS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1", "binary", "ascii-8bit"})
+MSGPACK = frozenset({CODECS["msgpack"].content_type, CODECS["msgspec-msgpack"].content_type})
+PICKLE = CODECS["pickle"].content_type
+
+
+def _check_items(text: str | bytes, what: str) -> None:
+    """That JSON or YAML holds no more than MOST_ITEMS; none that is short enough is looked at."""
+    if len(text) <= MOST_ITEMS:
+        return
+    if isinstance(text, str):
+        items = text.count(",") + text.count("[") + text.count("{") + text.count("\n")
+    else:
+        items = text.count(b",") + text.count(b"[") + text.count(b"{") + text.count(b"\n")
+    if items > MOST_ITEMS:
+        raise _too_many(what)
+
+
+def _too_many(what: str) -> Unreadable:
+    return Unreadable(f"{what} holds more than {MOST_ITEMS // 10**6} million items")
+
+
+def _is_within_items(body: bytes, most: int) -> bool:
+    """Whether this MessagePack holds no more than so many values, those in others too."""
+    at, items, end = 0, 0, len(body)
+    while at < end and items <= most:
+        kind = body[at]
+        items += 1
+        if kind in _LENGTHS:
+            width, more = _LENGTHS[kind]
+            at += 1 + width + more + int.from_bytes(body[at + 1 : at + 1 + width], "big")
+        else:
+            at += 1 + (kind & 31 if 0xA0 <= kind <= 0xBF else _FIXED.get(kind, 0))
+    return items <= most
+
+
+# The format's own table. What an array or map holds comes right after it, and so counts by itself.
+_LENGTHS: Mapping[int, tuple[int, int]] = {
+    **{0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xD9: (1, 0), 0xDA: (2, 0), 0xDB: (4, 0)},
+    **{0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1)},
+}
+"""Bytes and texts: how many bytes say their length, and how many stand between that and them."""
+_FIXED: Mapping[int, int] = {
+    **{0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8},
+    **{0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4},
+}
+"""All else: how many bytes follow the first."""
+
+
+def _check_depth(headers: dict[str, Any], body: Any, content_type: object) -> None:
+    """That it can be pickled: where that fails, the job has been handed over, and its message ends the next worker."""
+    nested = [value for value in headers.values() if value and type(value) in CONTAINERS and value != NO_LIMITS]
+    if content_type != PICKLE and not _nests_beyond([body, *nested], USUAL_LEVELS):
+        return
+    value: Any = (body, headers)
+    for _ in range(DEEPER):
+        value = (value,)
+    try:
+        pickle.dumps(value)
+    except RecursionError:
+        raise Unreadable("it nests too deeply to be handed to a child process") from None
+
+
+CONTAINERS = frozenset({list, dict, tuple})
+
+
+def _nests_beyond(values: list[Any], levels: int) -> bool:
+    for _ in range(levels):
+        values = [
+            inner
+            for value in values
+            for inner in (value.values() if type(value) is dict else value)
+            if type(inner) in CONTAINERS
+        ]
+        if not values:
+            return False
+    return True
 
 
 def _check_headers(headers: dict[str, Any]) -> None:
@@ -495,6 +601,7 @@ def _is_job(value: object) -> bool:
 
 
 _CODEC_OF = {codec.content_type: codec.name for codec in reversed(tuple(CODECS.values()))}
+# The last of a type names it: zlib, which is what lies in a body of kombu's "gzip".
 _COMPRESSION_OF = {row.content_type: row.name for row in COMPRESSIONS.values()}
 
 

@@ -35,11 +35,13 @@ from lab.dead_letters import Counts, counts, dead_letters, resend
 from tasks.app import make_app
 from tasks.dead_letters import (
     LIST,
+    MOST_UNPACKED_BYTES,
     REASON_LENGTH,
     CheckedMessage,
     Desk,
     Letter,
     Unreadable,
+    _is_within_items,
     check,
     keep,
     reason_for,
@@ -47,6 +49,7 @@ from tasks.dead_letters import (
 )
 from tasks.pools import EVENTLET_WARNING_FILTER, POOLS
 from tasks.settings import Settings
+from tasks.shapes import SHAPES, make
 
 SECRET = "hunter2-and-more"
 """In every bad message, and never in a log."""
@@ -384,6 +387,125 @@ def test_every_pool_sets_aside_what_it_cannot_read_and_does_all_else(lane, bad, 
     assert len(re.findall(r": (?:ERROR|CRITICAL|WARNING)/", worker.said)) == len(bad) + 1
     assert worker.said.count("Traceback") == 1
     assert SECRET not in worker.said
+
+
+def deep(levels: int, codec: str = "json") -> bytes:
+    """Arguments of so many lists in each other, as this codec writes them."""
+    if codec == "json":
+        return b"[[" + b"[" * levels + b"]" * levels + b"], {}, {}]"
+    return b"\x93\x91" + b"\x91" * (levels - 1) + b"\x90" + b"\x80\x80"
+
+
+TOO_DEEP = "it nests too deeply to be handed to a child process"
+
+
+@pytest.mark.real
+def test_what_nests_too_deeply_for_a_child_is_set_aside_and_the_worker_goes_on(lane):
+    # Given a message that can be decoded and not pickled, and one of which that is true of its headers
+    worker = lane("prefork")
+    stamps = json.loads("[" * 700 + "]" * 700)
+    for raw in (message(deep(700)), message(GOOD_BODY, {"headers.stamps": {"a": stamps}})):
+        worker.put(raw)
+    # Then the next job is done by the same worker, and both are counted
+    assert worker.good("next").get(timeout=60) == "next"
+    worker.settled()
+    assert worker.worker.poll() is None
+    assert [letter.reason for letter in dead_letters(worker.client, worker.prefix)] == [TOO_DEEP] * 2
+    assert counts(worker.client, worker.prefix).all == 2
+
+
+def checked(raw: bytes, *, pickles: bool = False) -> None:
+    """Raises what a worker's check of such a message raises."""
+    made = CheckedMessage(json.loads(raw), channel=Decoder())
+    made.accept = {"application/json", "application/x-msgpack"}
+    check(made, {"sidestep.echo": None}, pickles=pickles)
+
+
+BINARY = {"content-type": "application/x-msgpack", "content-encoding": "binary"}
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_only_what_is_pickled_may_not_nest_too_deeply(codec):
+    pytest.importorskip("msgpack")
+    kind = BINARY if codec == "msgpack" else NOTHING
+    raw = message(deep(800, codec), kind)
+    checked(raw)
+    with pytest.raises(Unreadable, match=TOO_DEEP):
+        checked(raw, pickles=True)
+    # And what no pickler minds passes
+    checked(message(deep(200, codec), kind), pickles=True)
+
+
+MILLIONS = "its body holds more than 10 million items"
+
+
+@pytest.mark.parametrize(
+    ("body", "changes"),
+    [
+        pytest.param(b"[[" + b"[]," * 7_000_000 + b"0], {}, {}]", NOTHING, id="lists"),
+        pytest.param(b"[[" + b"1," * 11_000_000 + b"0], {}, {}]", NOTHING, id="numbers"),
+        pytest.param(
+            b"\x93\xdd" + (12_000_000).to_bytes(4, "big") + b"\x90" * 12_000_000 + b"\x80\x80",
+            BINARY,
+            id="lists in msgpack",
+        ),
+    ],
+)
+def test_a_body_that_would_fill_the_memory_is_refused_before_it_is_decoded(body, changes):
+    for raw in (message(body, changes), message(zlib.compress(body), {**changes, "headers.compression": GZIP})):
+        made = CheckedMessage(json.loads(raw), channel=Decoder())
+        made.accept = {"application/json", "application/x-msgpack"}
+        with pytest.raises(Unreadable, match=MILLIONS):
+            check(made, {"sidestep.echo": None})
+        assert made._decoded_cache is None
+
+
+def test_a_large_body_of_few_items_is_read():
+    pytest.importorskip("msgpack")
+    import msgpack
+
+    text = "x" * 12_000_000
+    checked(message(json.dumps([[text], {}, {}]).encode()))
+    everything = [text.encode(), text, -1, 200, 70_000, 2**40, -(2**40), 1.5, None, True, {"a": [1] * 70_000}, "é" * 20]
+    checked(message(msgpack.packb([everything, {}, {}]), BINARY))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_items_of_msgpack_are_counted_one_by_one(seed):
+    msgpack = pytest.importorskip("msgpack")
+    value = [make(shape, 3000, seed) for shape in SHAPES] + [-40, 2**40, -(2**20), None, "x" * 70_000, [0] * 70_000]
+    packed = msgpack.packb(value)
+    items = number_of(value)
+    assert _is_within_items(packed, items)
+    assert not _is_within_items(packed, items - 1)
+
+
+def number_of(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(1 + number_of(inner) for inner in value.values())
+    return 1 + sum(map(number_of, value)) if isinstance(value, list) else 1
+
+
+def test_a_body_that_is_not_packed_may_be_no_larger_than_one_that_is():
+    made = CheckedMessage(json.loads(message()), channel=Decoder())
+    made.body = b" " * (MOST_UNPACKED_BYTES + 1)
+    with pytest.raises(Unreadable, match="larger than 256 MiB"):
+        check(made, {"sidestep.echo": None})
+
+
+def test_an_encoding_that_unpacks_is_refused():
+    # Given a body that Python's codecs would unpack without a bound
+    with pytest.raises(Unreadable, match="none that a body is written in"):
+        checked(message(zlib.compress(GOOD_BODY), {"content-encoding": "zlib"}))
+
+
+@pytest.mark.real
+def test_an_envelope_that_would_fill_the_memory_is_set_aside(lane):
+    worker = lane("threads")
+    worker.put(b'{"body": [' + b"[]," * 6_000_000 + b"0]}")
+    assert worker.good("next").get(timeout=60) == "next"
+    (letter,) = dead_letters(worker.client, worker.prefix)
+    assert letter.reason == "its envelope holds more than 10 million items"
 
 
 @pytest.mark.real
