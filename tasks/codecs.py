@@ -136,7 +136,9 @@ ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 COMPRESSIONS: Mapping[str, Compression] = {
     compression.name: compression
     for compression in (
-        Compression("zlib", "application/x-gzip", "zlib"),  # kombu's "gzip" is the same
+        # kombu's own name for the same; messages of either say application/x-gzip, and zlib reads them.
+        Compression("gzip", "application/x-gzip", "zlib"),
+        Compression("zlib", "application/x-gzip", "zlib"),
         Compression("bz2", "application/x-bz2", "bz2"),
         Compression("lzma", "application/x-lzma", "lzma"),
         Compression("zstd", "application/zstd", ZSTD),

@@ -34,7 +34,7 @@ class Step(StrEnum):
 # Nanoseconds to write or read a byte of records once, as a first look at them on one machine said, and only to choose
 # the rounds: what is many times faster or slower is measured just as well, it only takes less or more time.
 CODEC_NS_PER_BYTE = {"json": 12.0, "msgpack": 5.0, "pickle": 4.0, "pickle5": 4.0, "yaml": 2500.0}
-COMPRESSION_NS_PER_BYTE = {"zlib": 20.0, "bz2": 100.0, "lzma": 500.0, "brotli": 4000.0}
+COMPRESSION_NS_PER_BYTE = {"gzip": 20.0, "zlib": 20.0, "bz2": 100.0, "lzma": 500.0, "brotli": 4000.0}
 OTHERS_NS_PER_BYTE = 3.0
 CALL_NS = 500.0
 ROUND_NS = 1_000_000.0

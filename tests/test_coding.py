@@ -175,7 +175,7 @@ def test_a_measurement_is_never_taken_for_a_refusal_and_fits_a_mark():
     ("args", "says"),
     [
         (("morse", None, "text", 100, "size"), "codec must be one of json.*, not 'morse'"),
-        (("json", "zip", "text", 100, "size"), "compression must be None or one of zlib.*, not 'zip'"),
+        (("json", "zip", "text", 100, "size"), "compression must be None or one of gzip.*, not 'zip'"),
         (("json", None, "blob", 100, "size"), "shape must be one of records.*, not 'blob'"),
         (("json", None, "text", 100, "weigh"), "step must be one of encode, decode, size, not 'weigh'"),
         (("json", None, "text", 0, "size"), "1 byte or more, not 0"),
@@ -356,6 +356,15 @@ def test_the_command_shows_a_table_for_each_payload_and_what_does_not_arrive():
     assert "changes without a word" in result.stdout
     # Plain where it is piped
     assert "\x1b" not in result.stdout
+
+
+def test_gzip_is_kombus_name_for_zlib():
+    result = run("--codec", "json", "--rounds", "2", "--shape", "records", "--size", "1kB", "--json",
+                 "--compression", "gzip", "--compression", "zlib")  # fmt: skip
+    assert result.exit_code == 0
+    gzip, zlib = json.loads(result.stdout)["bills"]
+    assert (gzip["compression"], zlib["compression"]) == ("gzip", "zlib")
+    assert gzip["coded_bytes"] == zlib["coded_bytes"]
 
 
 def test_the_command_speaks_json():
