@@ -9,12 +9,16 @@ SMALL, LARGE = Payload("records", 1_000), Payload("records", 1_000_000)
 
 LIGHT: tuple[Args, ...] = tuple({"payload": SMALL, "loops": Calibrated(ms=ms, like="spin")} for ms in (1, 3, 10, 30))
 HEAVY: tuple[Args, ...] = tuple({"payload": LARGE, "loops": Calibrated(ms=ms, like="spin")} for ms in (30, 100, 300))
+LONG: Args = {"payload": LARGE, "loops": Calibrated(ms=1000, like="spin")}
+"""So long that a megabyte pays, too: without it there may be no crossing to find."""
 LOOP = {"pool": ("serial",), "concurrency": (1,)}
+A_FEW = (Burst(6),)
 FOR_A_LOOK = {"pacer": Burst(6)}
 
 experiment = Experiment(
     name="payload-break-even",
     question="How long must a job be to be worth sending, by what it carries?",
+    # Two processes, however many cores there are: all the claims are about two.
     base=Setup(job="carry", args=LIGHT[0], pacer=Burst(16), pool="prefork", concurrency=2),
     quick={"pacer": Burst(12)},
     arms=(
@@ -23,6 +27,8 @@ experiment = Experiment(
         Arms({"args": HEAVY, "codec": ("msgspec-msgpack",)}, quick=FOR_A_LOOK),
         Arms({"args": LIGHT, "queued": (False,), **LOOP}),
         Arms({"args": HEAVY, "queued": (False,), **LOOP}, quick=FOR_A_LOOK),
+        Arms({"args": (LONG,), "pacer": A_FEW, "codec": ("json", "msgspec-msgpack")}, in_quick=False),
+        Arms({"args": (LONG,), "pacer": A_FEW, "queued": (False,), **LOOP}, in_quick=False),
     ),
     claims=(
         Claim(

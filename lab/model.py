@@ -426,7 +426,8 @@ class BreakEven:
     """The job length, or whatever else `axis` says, from which on `of` finishes more jobs a second than `to`.
 
     Both hold for setups of several lengths, the same on both sides. In each repeat the length is read off between
-    the two neighbours where the ratio of the throughputs crosses 1.
+    the two neighbours where the ratio of the throughputs crosses 1. Against a plain loop a job's length is what the
+    loop took for one in that repeat, which may differ from what was asked for.
     """
 
     of: Selector

@@ -529,6 +529,20 @@ def test_a_break_even_is_found_in_each_repeat_and_averaged_as_a_ratio_is():
     assert estimate(PAYS, runs) == mean_of_logs(blocks(PAYS, runs))
 
 
+def test_the_length_of_a_job_is_what_a_plain_loop_took_for_it_in_the_same_repeat():
+    # Given jobs that are to take 1 and 100 ms, and a loop in which they took 4 and 64
+    loop, queue = replace(ONE, queued=False, pool="serial"), replace(TWO, queued=True)
+    runs = []
+    for ms, took_ms, speed_up in ((1.0, 4.0, 0.5), (100.0, 64.0, 2.0)):
+        for setup, faster in ((loop, 1.0), (queue, speed_up)):
+            sized = make_run(setup=replace(setup, args=FrozenArgs(loops=Calibrated(ms))), wall_s=1.0)
+            jobs = sized.ledger.done + sized.ledger.failed
+            wall_s = jobs * took_ms / 1e3 / faster
+            runs.append(replace(sized, resources=replace(sized.resources, wall_s=wall_s)))
+    # Then the crossing lies in the middle of those, on a scale of logarithms
+    assert blocks(BreakEven(of={"queued": True}, to={"queued": False}), runs) == pytest.approx([16])
+
+
 def test_a_break_even_that_some_repeat_never_reached_has_no_upper_end():
     once, never = lengths(0, short=0.5, long=2), lengths(1, short=0.5, long=0.9)
     found = estimate(PAYS, [*once, *never])
