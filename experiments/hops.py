@@ -13,8 +13,7 @@ NEAR = {"codec": "json", "rtt_ms": None, "results": None}
 PARTS = (
     "lag_part_s",
     "encode_part_s",
-    "publish_part_s",
-    "wait_part_s",
+    "broker_part_s",
     "fetch_part_s",
     "register_part_s",
     "peek_part_s",

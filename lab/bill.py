@@ -15,8 +15,7 @@ from tasks.transcode import CHANGED, REFUSED
 PART_NAMES = (
     "lag",
     "encode",
-    "publish",
-    "wait",
+    "broker",
     "fetch",
     "register",
     "peek",
@@ -38,13 +37,12 @@ def parts_s(run: Run) -> Mapping[str, Seconds]:
     s, steps = run.samples, run.steps
     if steps is None or not len(s):
         return {}
-    # A worker that waited may have the message before the broker's answer has reached the producer.
-    taken = np.minimum(steps.taken_ns, steps.readable_ns)
+    # Through the broker in one part: when it has the message nobody sees, for its answer to the producer is on the way
+    # while an idle worker already has the message.
     moments = (
         s.due_ns,
         s.sent_ns,
         steps.encoded_ns,
-        taken,
         steps.readable_ns,
         steps.fetched_ns,
         steps.peeking_ns,
@@ -60,6 +58,21 @@ def parts_s(run: Run) -> Mapping[str, Seconds]:
         name: np.maximum(after - before, 0)[own] / 1e9
         for name, (before, after) in zip(PART_NAMES, itertools.pairwise(moments), strict=True)
     }
+
+
+def strayed_s(run: Run) -> Seconds:
+    """How far the moment in which Celery told of each of the run's own jobs lies outside of what its steps allow.
+
+    That moment is in the job's plain mark, read apart from the steps. It lies between the main process's decoding and
+    the slot's, or the steps are another job's. Empty for a run without steps.
+    """
+    s, steps = run.samples, run.steps
+    if steps is None:
+        return np.zeros(0)
+    early, late = steps.peeked_ns - s.received_ns, s.received_ns - steps.decoding_ns
+    strayed = np.where((s.received_ns == 0) | (steps.finished_ns == 0), 0, np.maximum(np.maximum(early, late), 0))
+    stray_s: Seconds = strayed[s.beside == 0] / 1e9
+    return stray_s
 
 
 def whole_s(run: Run) -> Seconds:

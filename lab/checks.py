@@ -168,7 +168,7 @@ def quota_not_kept(run: Run) -> Iterator[str]:
 
 
 def steps_do_not_add_up(run: Run) -> Iterator[str]:
-    """The parts of the jobs' way are the whole way."""
+    """The parts of the jobs' way are the whole way, and the plain marks bear them out."""
     if run.steps is None:
         return
     whole = float(np.sum(bill.whole_s(run)))
@@ -179,6 +179,13 @@ def steps_do_not_add_up(run: Run) -> Iterator[str]:
             f"{run.trial.setup.label}: the parts of the jobs' way miss the whole by {apart / (abs(whole) or 1):.1%} "
             f"(at most {MAX_APART:.0%} is allowed), and {missing} jobs left no steps: run again; if it stays so, this "
             "version of kombu or Celery moves messages in another way"
+        )
+    strayed = float(np.sum(bill.strayed_s(run)))
+    if strayed > MAX_APART * abs(whole):
+        yield (
+            f"{run.trial.setup.label}: what Celery told of the jobs lies outside of their steps by "
+            f"{strayed / (abs(whole) or 1):.1%} of the way (at most {MAX_APART:.0%} is allowed): some steps are "
+            "those of other jobs: run again; if it stays so, this version of Celery decodes messages in another order"
         )
 
 

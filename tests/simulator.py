@@ -125,7 +125,7 @@ def run_experiment(
     )
 
 
-COMES = ("encode", "publish", "wait", "fetch", "register", "peek")
+COMES = ("encode", "broker", "fetch", "register", "peek")
 ENTERS = ("hop", "decode", "call")
 
 
@@ -138,8 +138,7 @@ def _way_s(setup: Setup) -> dict[str, float]:
     pipe_s = PIPE_S + copying_s if _is_parallel(setup) else 0.0
     return {
         "encode": STEP_S + coding_s + copying_s,
-        "publish": STEP_S + rtt_s,
-        "wait": 0.0,
+        "broker": STEP_S + rtt_s,
         "fetch": STEP_S,
         "register": STEP_S + copying_s + rtt_s,
         "peek": coding_s,
@@ -153,15 +152,15 @@ def _steps(setup: Setup, sent: Nanoseconds, started: Nanoseconds, ended: Nanosec
     ns = {name: round(seconds * 1e9) for name, seconds in way_s.items()}
     # Back from the start, for a job may have waited for its slot; forward from the producer.
     encoded = sent + ns["encode"]
-    taken = encoded + ns["publish"]
+    taken = encoded + ns["broker"]
     decoded = started - ns["call"]
     return Steps(
         encoded_ns=encoded,
         taken_ns=taken,
-        readable_ns=taken + ns["wait"],
-        fetched_ns=taken + ns["wait"] + ns["fetch"],
-        peeking_ns=taken + ns["wait"] + ns["fetch"] + ns["register"],
-        peeked_ns=taken + ns["wait"] + ns["fetch"] + ns["register"] + ns["peek"],
+        readable_ns=taken,
+        fetched_ns=taken + ns["fetch"],
+        peeking_ns=taken + ns["fetch"] + ns["register"],
+        peeked_ns=taken + ns["fetch"] + ns["register"] + ns["peek"],
         decoding_ns=decoded - ns["decode"],
         decoded_ns=decoded,
         finished_ns=ended + (round(STEP_S * 1e9) if setup.results == "stored" else 0),

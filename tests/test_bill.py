@@ -44,12 +44,34 @@ def test_the_parts_of_the_way_are_those_that_the_simulator_was_built_with(pool, 
     assert list(steps_do_not_add_up(run)) == []
 
 
-def test_a_worker_that_has_the_message_before_the_producer_hears_of_it_waits_for_nothing():
+def test_a_worker_may_have_the_message_before_the_producer_hears_of_it():
     run = simulate(Trial("t", setup(), 0))
     # The broker's answer to the producer is 5 ms late; everything else is as it was
     late = shifted(run, "taken_ns", 5 * MS)
-    assert bill.MEASURES["wait_part_s"](late) == 0
+    assert bill.MEASURES["broker_part_s"](late) == bill.MEASURES["broker_part_s"](run)
     assert list(steps_do_not_add_up(late)) == []
+
+
+def test_steps_that_add_up_and_are_those_of_another_job_are_found_out_by_the_plain_marks():
+    # Given jobs that wait 50 ms for their slot, as long as their steps say
+    run = simulate(Trial("t", setup(), 0))
+    samples = replace(
+        run.samples, **{name: getattr(run.samples, name) + 50 * MS for name in ("started_ns", "ended_ns")}
+    )
+    run = replace(run, samples=samples)
+    for name in ("decoding_ns", "decoded_ns", "finished_ns"):
+        run = shifted(run, name, 50 * MS)
+    assert list(steps_do_not_add_up(run)) == []
+    # When the worker is told of them 25 ms before the main process decoded them, or after the slot did
+    for wrong in (
+        shifted(shifted(run, "peeked_ns", 25 * MS), "peeking_ns", 25 * MS),
+        replace(run, samples=replace(run.samples, received_ns=run.samples.received_ns + 52 * MS)),
+    ):
+        assert sum(part.sum() for part in bill.parts_s(wrong).values()) == pytest.approx(
+            bill.whole_s(wrong).sum(), rel=0.02
+        )
+        (says,) = steps_do_not_add_up(wrong)
+        assert "outside of their steps" in says
 
 
 @pytest.mark.parametrize("name", ["fetched_ns", "peeked_ns", "decoded_ns"])

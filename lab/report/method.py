@@ -48,9 +48,10 @@ METHOD = (
     ),
     (
         "A job's way",
-        "Where an experiment marks the steps, a job's way is cut at thirteen moments into parts that add up to it: "
+        "Where an experiment marks the steps, a job's way is cut at twelve moments into parts that add up to it: "
         "all clocks are one clock. Two of kombu's methods and its decoders are wrapped for that, which costs some "
-        "microseconds a job, in these experiments alone. A run whose parts miss the whole by more than 2 % is invalid.",
+        "microseconds a job, in these experiments alone. A run is invalid whose parts miss the whole by more than 2 %, "
+        "or whose steps disagree so much with the moment in which Celery told of the job, which is read apart.",
     ),
     (
         "Serializers and messages",
