@@ -7,7 +7,7 @@ from typing import Any
 from lab.model import Load, Setup
 from lab.session import Session
 from producer.pacers import Pacer, Replay, merged
-from producer.payloads import fill, is_same_for_all
+from producer.payloads import Referred, fill, is_same_for_all
 from tasks.jobs import JOBS
 from tasks.registry import checksum
 
@@ -53,6 +53,8 @@ class _Load:
         self._args_of = load.args
         self._units, self._url = session.units(setup, load), session.url(load)
         self._references = session.references(load)
+        self._session = session
+        self._own = {name: value for name, value in load.args.items() if isinstance(value, Referred) and value.each}
         self._same = is_same_for_all(load.args)
         self._expected: dict[object, int] = {}
         self._args = self._fill(0)
@@ -62,13 +64,15 @@ class _Load:
 
     def args(self, number: int) -> dict[str, Any]:
         """The arguments of job number `number` of this load."""
-        return self._args if self._same else self._fill(number)
+        if self._same:
+            return self._args
+        return {**self._fill(number), **{name: self._session.one_more(value) for name, value in self._own.items()}}
 
     def expected(self, number: int) -> int | None:
         """The checksum that it must return; None where it measures something."""
         if self.job.measures:
             return None
-        args = self.args(number)
+        args = self._args if self._same else self._fill(number)
         plain = all(isinstance(value, str | int | float) for value in args.values())
         key: object = tuple(args.values()) if plain else None if self._same else number
         if key not in self._expected:

@@ -109,7 +109,8 @@ class Setup:
     @property
     def via(self) -> str | None:
         """How its own jobs get what they refer to; None where they refer to nothing."""
-        return next((value.via for value in self.args.values() if isinstance(value, Referred)), None)
+        referred = (value for value in self.args.values() if isinstance(value, Referred))
+        return next((f"{value.via}-each" if value.each else value.via for value in referred), None)
 
     @property
     def slots(self) -> int:

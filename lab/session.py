@@ -53,6 +53,7 @@ class Session:
     _upstreams: dict[float, tuple[str, subprocess.Popen[Any]]] = field(default_factory=dict)
     _relays: dict[float, tuple[str, subprocess.Popen[Any]]] = field(default_factory=dict)
     _references: dict[Referred, Reference] = field(default_factory=dict)
+    _payloads: dict[Referred, bytes] = field(default_factory=dict)
     _spinners: list[subprocess.Popen[Any]] = field(default_factory=list)
     _pythons: dict[tuple[object, ...], str] = field(default_factory=dict)
 
@@ -190,8 +191,18 @@ class Session:
         """What the load's jobs refer to, put where they will find it; it stays there until the session ends."""
         for value in load.args.values():
             if isinstance(value, Referred) and value not in self._references:
-                self._references[value] = put(value.via, value.payload, self._where)
+                self._references[value] = put(value.via, self._payload(value), self._where)
         return self._references
+
+    def one_more(self, wanted: Referred) -> Reference:
+        """The payload once more, put for one job, which takes it away."""
+        return {**put(wanted.via, self._payload(wanted), self._where), "once": True}
+
+    def _payload(self, wanted: Referred) -> bytes:
+        # Made once: to make it takes longer than to put it, and is not what is asked about.
+        if wanted not in self._payloads:
+            self._payloads[wanted] = wanted.payload
+        return self._payloads[wanted]
 
     @property
     def _where(self) -> Where:

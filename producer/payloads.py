@@ -70,6 +70,8 @@ class Referred:
     via: str
     size_bytes: int
     seed: int = 0
+    each: bool = False
+    """Every job has one of its own, put when it is sent and taken away by the job; else all read the same one."""
 
     @property
     def payload(self) -> bytes:
@@ -93,7 +95,10 @@ Args = Mapping[str, Value]
 
 def is_same_for_all(args: Args) -> bool:
     """Whether every job gets the same arguments."""
-    return not any(isinstance(value, EachJob | Sometimes | Cycle) for value in args.values())
+    return not any(
+        isinstance(value, EachJob | Sometimes | Cycle) or (isinstance(value, Referred) and value.each)
+        for value in args.values()
+    )
 
 
 def calibrated(args: Args) -> set[Calibrated]:

@@ -109,9 +109,12 @@ def weigh(load: Any, keep: bool = False) -> int:
     """Read all of a payload, or of what a reference stands for, and return its CRC-32: a wrong one is found out.
 
     See `get` for what `keep` does, and for PayloadGone; raises TypeError for a load that is no reference, text or
-    bytes.
+    bytes. What a reference marked `once` stands for is this job's alone, and taken away.
     """
-    return zlib.crc32(get(load, keep=keep) if _is_reference(load) else _plain(load))
+    weight = zlib.crc32(get(load, keep=keep) if _is_reference(load) else _plain(load))
+    if _is_reference(load) and load.get("once"):
+        drop(load)
+    return weight
 
 
 def _new_name() -> str:

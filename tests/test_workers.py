@@ -164,6 +164,21 @@ def test_what_trials_referred_to_is_gone_when_the_session_ends():
     assert not path.exists()
 
 
+@pytest.mark.parametrize("via", ["redis", "file"])
+def test_a_payload_for_each_job_is_put_when_it_is_sent_and_taken_away_by_the_job(via):
+    with open_session() as opened:
+        args = FrozenArgs({"load": Referred(via, 500, each=True)})
+        setup = Setup(job="weigh", args=args, pacer=Burst(20), pool="solo")
+        run = Runner(opened, cores(), retakes=0).run(Trial("test", setup, 0))
+        assert (run.ledger.done, run.ledger.wrong) == (20, 0)
+        left = list(opened.client.scan_iter(f"{opened.prefix}payload:*"))
+        left += list(opened.children.directory.glob("sidestep-*"))
+        # But for the few that senders were tried out with before the clock started, which go with the session
+        assert len(left) <= 4
+        if via == "redis":
+            assert run.resources.commands["set"] >= 20 <= run.resources.commands["del"]
+
+
 def test_a_worker_that_cannot_start_says_why(runner):
     setup = Setup(job="noop", args={}, pacer=Burst(1), pool="solo", preset="default", python="/bin/false")
     with pytest.raises(LabError, match="/bin/false is not a Python interpreter"):

@@ -65,7 +65,8 @@ def _argument(name: str, value: object) -> str:  # noqa: PLR0911  one a kind of 
             return f"{name} of {size(size_bytes)}"
         case Payload(shape, size_bytes):
             return f"{shape} of {size(size_bytes)}"
-        case Referred(via, size_bytes):
+        case Referred(via, size_bytes, each=each):
+            via = f"{via}-each" if each else via
             return f"{size(size_bytes)} {VIA.get(via, via)}"
         case Cycle(values):
             return f"{', '.join(map(str, values))} in turn"
@@ -92,6 +93,8 @@ def size(size_bytes: float) -> str:
 
 
 VIA: Mapping[str, str] = {
+    "redis-each": "in Redis, put and dropped by the job",
+    "file-each": "in a file, put and dropped by the job",
     "inline": "in the message",
     "redis": "in Redis",
     "file": "in a file",
