@@ -141,6 +141,25 @@ def broker_bytes_per_job(run: Run) -> float:
     return math.nan if into is None or out is None else (into + out) / max(run.ledger.issued, 1)
 
 
+def broker_in_bytes_per_job(run: Run) -> float:
+    """Of those, what was sent to it: messages, and again when they are noted as unacknowledged."""
+    return _each(run, run.resources.bytes_in)
+
+
+def broker_out_bytes_per_job(run: Run) -> float:
+    """Of those, what it sent."""
+    return _each(run, run.resources.bytes_out)
+
+
+def _each(run: Run, total: int | None) -> float:
+    return math.nan if total is None else total / max(run.ledger.issued, 1)
+
+
+def times_through_broker(run: Run) -> float:
+    """How many times a message's own size goes into and out of the broker for each job."""
+    return broker_bytes_per_job(run) / message_bytes(run)
+
+
 def collect_s_per_job(run: Run) -> float:
     """Time to read one result, when all are there; not a number where none is read."""
     collected = run.resources.collect_s
@@ -200,6 +219,9 @@ MEASURES: Mapping[str, Callable[[Run], float]] = {
             argument_text_bytes,
             header_bytes,
             broker_bytes_per_job,
+            broker_in_bytes_per_job,
+            broker_out_bytes_per_job,
+            times_through_broker,
             collect_s_per_job,
             producer_cpu_s_per_job,
             encode_us,

@@ -111,6 +111,8 @@ class Parcel(NamedTuple):
     """Not to be run after then; a number is seconds from now."""
     priority: int = 0
     """0 to 9. On Redis kombu serves the lower first."""
+    positional: Sequence[Any] = ()
+    """Arguments without a name, before the others."""
 
 
 class NotTaken(OperationalError):  # noqa: N818  it says what was not
@@ -258,12 +260,12 @@ class Sender:
     def _messages(self, parcels: Sequence[Parcel], sent_s: float) -> dict[bytes, list[bytes]]:
         lists: dict[bytes, list[bytes]] = {}
         templates = self._templates
-        for call_id, task_name, queue, args, eta, expires, priority in parcels:
+        for call_id, task_name, queue, args, eta, expires, priority, positional in parcels:
             # A Route is such a tuple, and costs more to make.
             template = templates.get((task_name, queue, priority)) or self._template(  # type: ignore[call-overload]
                 Route(task_name, queue, priority)
             )
-            message = template.fill(call_id, (), args, eta, expires, sent_s)
+            message = template.fill(call_id, positional, args, eta, expires, sent_s)
             if template.key in lists:
                 lists[template.key].append(message)
             else:
@@ -328,7 +330,8 @@ class Sender:
         return self._app.amqp.as_task_v2(
             parcel.id,
             parcel.task_name,
-            kwargs=parcel.args,
+            parcel.positional,
+            parcel.args,
             eta=written_eta(self._app, parcel.eta),
             expires=written_expires(self._app, parcel.expires),
             ignore_result=self._style.ignore_result,

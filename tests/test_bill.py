@@ -127,6 +127,9 @@ def test_bytes_and_results_are_counted_by_the_job():
     assert bill.message_bytes(run) == 75
     assert bill.body_bytes(run) + bill.base64_bytes(run) + bill.argument_text_bytes(run) + bill.header_bytes(run) == 75
     assert bill.broker_bytes_per_job(run) == pytest.approx(400 / issued)
+    assert bill.broker_in_bytes_per_job(run) == pytest.approx(300 / issued)
+    assert bill.broker_out_bytes_per_job(run) == pytest.approx(100 / issued)
+    assert bill.times_through_broker(run) == pytest.approx(400 / issued / 75)
     assert bill.collect_s_per_job(run) == pytest.approx(0.5 / issued)
     nothing = make_run(setup=setup(), resources=make_resources())
     assert math.isnan(bill.message_bytes(nothing))
