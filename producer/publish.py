@@ -275,14 +275,18 @@ class Sender:
     def _pushes(self, parcels: Sequence[Parcel], sent_s: float) -> list[_Push]:
         lists = self._messages(parcels, sent_s)
         largest = max((len(message) for messages in lists.values() for message in messages), default=0)
-        if largest >= LEAST_LIMIT_BYTES and largest > (limit := self._limit()):
+        self._refuse_oversized(largest, len(parcels))
+        return [_Push(key, part) for key, messages in lists.items() for part in _parts(messages, self._most_in_push)]
+
+    def _refuse_oversized(self, largest_bytes: int, count: int) -> None:
+        """Raises NotTaken for a message of which the broker would only cut the connection."""
+        if largest_bytes >= LEAST_LIMIT_BYTES and largest_bytes > (limit := self._limit()):
             raise NotTaken(
-                f"one of {largest / 1e6:.0f} MB is over its limit of {limit / 1e6:.0f} MB; send the payload by "
+                f"one of {largest_bytes / 1e6:.0f} MB is over its limit of {limit / 1e6:.0f} MB; send the payload by "
                 "reference, or raise proto-max-bulk-len there",
                 taken=0,
-                count=len(parcels),
+                count=count,
             )
-        return [_Push(key, part) for key, messages in lists.items() for part in _parts(messages, self._most_in_push)]
 
     def _push(self, pushes: Sequence[_Push]) -> int:
         """Write them all, then read what the broker says of each."""
@@ -342,7 +346,8 @@ class Sender:
     def _by_batch(self, parcels: Sequence[Parcel], sent_s: float) -> int | None:
         send, style = self._app.amqp.send_task_message, self._style
         try:
-            with self._producer.batch(max_size=max(len(parcels), 1)):
+            # One more than there are, or the last would send them all before they are looked at.
+            with self._producer.batch(max_size=len(parcels) + 1) as batch:
                 for parcel in parcels:
                     send(
                         self._producer,
@@ -355,11 +360,19 @@ class Sender:
                         retry=False,
                         headers={SENT: sent_s} if style.stamp else None,
                     )
+                self._refuse_oversized(_largest_bytes(batch), len(parcels))
                 encoded_ns = time.monotonic_ns()
         except BatchPublishError as error:
             why = _advice(error.__cause__ or error)
             raise NotTaken(why, taken=None, count=len(parcels)) from error
         return encoded_ns if self._producer.supports_batch_publish else None
+
+
+def _largest_bytes(batch: Any) -> int:
+    """Of the messages that kombu's batch holds for Redis; 0 where it sends each by itself."""
+    pipeline = getattr(getattr(batch.state, "session", None), "pipeline", None)
+    commands = getattr(pipeline, "command_stack", ())
+    return max((len(command[-1]) for command, _ in commands), default=0)  # JSON in ASCII
 
 
 class _Push(NamedTuple):

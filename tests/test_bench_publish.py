@@ -70,6 +70,8 @@ def test_json_is_one_object_on_stdout_and_the_table_goes_to_stderr():
     assert out["blocks"] == 2
     assert out["messages"] == {way.name: way.count(60) for way in WAYS.values()}
     assert all(way.label in done.stderr for way in WAYS.values())
+    # And the template is also held against what pushes as it does
+    assert "Like with like" in done.stderr
     assert len(done.stdout.splitlines()) == 1
 
 

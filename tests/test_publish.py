@@ -1,5 +1,6 @@
 """The producer keeps its plan, and says how late it was where it could not."""
 
+import base64
 import contextlib
 import itertools
 import json
@@ -435,11 +436,28 @@ def test_a_replica_is_named_with_what_to_do(broker, client):
 
 
 @pytest.mark.real
-def test_a_message_over_the_brokers_limit_is_not_sent_and_neither_are_its_neighbours(broker, client):
+@pytest.mark.parametrize("template", [True, False])
+def test_positional_arguments_go_through(broker, client, template):
+    with Celery("t", broker=broker.url, set_as_current=False) as app:
+        parcel = Parcel("id", "test", "q", {"named": 2}, positional=(1, "one"))
+        sender = Sender(app, lambda _: parcel, template=template)
+        with contextlib.closing(sender):
+            sender([0])
+            assert sender.path.startswith("template" if template else "batch")
+    message = json.loads(client.lrange("q", 0, -1)[0])
+    assert json.loads(base64.b64decode(message["body"]))[:2] == [[1, "one"], {"named": 2}]
+    assert message["headers"]["argsrepr"] == "(1, 'one')"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("template", [True, False])
+def test_a_message_over_the_brokers_limit_is_not_sent_and_neither_are_its_neighbours(broker, client, template):
     # Given a broker that takes no more than 1 MiB
     with setting(client, "proto-max-bulk-len", 1 << 20), Celery("t", broker=broker.url, set_as_current=False) as app:
         sizes = [10, 2 << 20, 10]
-        sender = Sender(app, lambda seq: Parcel(f"id-{seq}", "test", "q", {"text": "x" * sizes[seq]}))
+        sender = Sender(
+            app, lambda seq: Parcel(f"id-{seq}", "test", "q", {"text": "x" * sizes[seq]}), template=template
+        )
         with contextlib.closing(sender):
             with pytest.raises(NotTaken, match=r"the broker took 0 of 3.*3 MB is over.*by reference") as refused:
                 sender(range(3))
