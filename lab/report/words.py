@@ -87,6 +87,8 @@ PARTS: Mapping[str, str] = {
     "call_part_s": "call the job",
     "run_part_s": "the job itself",
     "result_part_s": "finish, store the result",
+    "worker_cpu_s_per_job": "of the worker",
+    "producer_cpu_s_per_job": "of the producer",
     "body_bytes": "body",
     "base64_bytes": "base64",
     "argument_text_bytes": "argument text",
