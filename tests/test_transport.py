@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from sidestep_transport import dead_letters, handover
+from sidestep_transport.channel import IDLE_CHECK_S
 
 from lab.broker import Broker, own_server
 from lab.children import Children
@@ -73,6 +74,7 @@ def broker():
 def client(broker):
     with redis.Redis.from_url(broker.url) as opened:
         opened.flushall()
+        handover._forget()
         yield opened
 
 
@@ -357,6 +359,50 @@ def test_an_idle_worker_asks_for_nothing_and_hears_every_queue_and_priority_at_o
             assert time.monotonic() - start_s < 5
 
 
+@pytest_real
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize("queues", ["a", "ab", "abc"])
+def test_it_hears_a_queue_that_it_has_emptied_itself(broker, queues):
+    # Given a worker that has taken the only message of its queues, and found no more
+    with working(broker, queues) as worker:
+        for number in range(3):
+            worker.drain(1, 0.2)
+            publish(broker, queues[-1], number)
+            # When the next comes to the same queue
+            start_s = time.monotonic()
+            assert worker.drain(1) == [number]
+            # Then it is told, and need not look by itself
+            assert time.monotonic() - start_s < IDLE_CHECK_S / 2
+
+
+@pytest_real
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize("queues", ["a", "ab"])
+def test_a_server_that_refuses_to_give_is_not_taken_for_an_empty_one(broker, client, queues):
+    # Given a server that takes no writes until it has enough replicas
+    publish(broker, "a", 1)
+    try:
+        with working(broker, queues) as worker:
+            client.config_set("min-replicas-to-write", 1)
+            # Then the worker says so
+            with pytest.raises(redis.ResponseError, match=r"NOREPLICAS|good replicas"):
+                worker.drain(1, 5)
+            client.config_set("min-replicas-to-write", 0)
+            # And takes the message when it may
+            assert worker.drain(1) == [1]
+    finally:
+        client.config_set("min-replicas-to-write", 0)
+
+
+@pytest_real
+def test_a_key_of_another_type_is_no_queue_and_hinders_none(broker, client):
+    client.set("a", "no list")
+    for queues in ("ab", "b"):
+        publish(broker, "b", 1)
+        with working(broker, queues) as worker:
+            assert worker.drain(1) == [1]
+
+
 def fetches(client) -> int:
     return client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
 
@@ -425,6 +471,70 @@ def test_a_message_that_ends_its_workers_becomes_a_dead_letter_that_can_be_resen
 
 
 @pytest_real
+@pytest.mark.parametrize("queues", ["a", "ab"])
+def test_what_came_back_from_a_lost_worker_is_fetched_alone(broker, client, queues):
+    # Given messages that were lost with their worker, and more that never were
+    publish(broker, "a", 1, 2)
+    worker = Worker(broker, acks=False, prefetch=2)
+    worker.drain(2)
+    worker.die()
+    publish(broker, "a", 3, 4)
+    expire(client)
+    with connect(broker) as connection:
+        connection.channel().sweep()
+    assert client.llen("a") == 4
+    with working(broker, queues) as worker:
+        fetched = []
+        # When another worker takes them
+        while sum(map(len, fetched)) < 4:
+            worker.channel.pump()
+            worker.channel._land()
+            fetched.append([json.loads(_body(json.loads(raw)))["number"] for _, _, raw in worker.channel._buffer])
+            worker.channel._buffer.clear()
+            worker.channel._sent_s = 0.0
+    # Then each of the two comes alone, and the others together
+    assert sorted(fetched[:2]) == [[1], [2]]
+    assert fetched[2:] == [[3, 4]]
+
+
+@pytest_real
+@pytest.mark.parametrize("way", ["consumed", "got"])
+def test_a_message_whose_body_cannot_be_read_is_put_aside_and_ends_nobody(broker, client, way):
+    publish_raw(client, 1)
+    envelope = json.loads(client.rpop("a"))
+    broken = json.dumps({**envelope, "body": "abcde"}).encode()
+    client.lpush("a", broken)
+    publish(broker, "a", 2)
+    with working(broker, "a" if way == "consumed" else "b") as worker:
+        if way == "consumed":
+            assert worker.drain(1) == [2]
+        else:
+            assert worker.channel.basic_get("a") is None
+    assert [letter.message for letter in dead_letters.read(client)] == [broken]
+    assert unacked(client) == (0, 0)
+
+
+@pytest_real
+@pytest.mark.parametrize("prefix", ["", "app:"])
+def test_a_dead_letter_goes_back_to_its_own_list(broker, client, prefix):
+    # Given a message with a priority, and perhaps a prefix before all keys
+    publish(broker, "a", 1, priority=6, global_keyprefix=prefix)
+    (queue,) = (key for key in client.keys(f"{prefix}a*"))
+    worker = Worker(broker, acks=False, global_keyprefix=prefix)
+    worker.drain(1)
+    worker.die()
+    expire(client, f"{prefix}unacked_index")
+    with working(broker, delivery_limit=1, global_keyprefix=prefix) as other:
+        other.channel.sweep()
+    key = f"{prefix}{dead_letters.LIST}"
+    (letter,) = dead_letters.read(client, key)
+    # When it is resent
+    assert dead_letters.resend(client, letter, key=key)
+    # Then it lies where it was
+    assert client.llen(queue) == 1
+
+
+@pytest_real
 def test_requeueing_ends_where_a_limit_is_set_and_nowhere_else(broker, client):
     publish(broker, "a", 1)
     with working(broker, acks=False, requeue_limit=2) as worker:
@@ -472,6 +582,68 @@ def test_a_delivery_is_renewed_as_long_as_its_worker_lives_and_restored_soon_aft
         # Then nobody else gets the message, until its worker is dead
         worker.die()
         assert other.drain(1) == [1]
+
+
+@pytest_real
+def test_a_job_that_outlives_its_connection_keeps_its_message(broker, client):
+    # Given jobs that go on while their channel is gone, and a broker that was away when it closed
+    publish(broker, "a", 1, 2)
+    worker = Worker(broker, acks=False, visibility_timeout=1)
+    assert worker.drain(2) == [1, 2]
+
+    def away() -> None:
+        raise redis.ConnectionError
+
+    worker.channel.flush = away
+    with suppress(redis.ConnectionError):
+        worker.close()
+    assert unacked(client) == (2, 2)
+    # When the process has another connection
+    with working(broker, visibility_timeout=1) as other:
+        # Then nobody gets them as long as somebody works on them
+        assert other.drain(1, 2.5) == []
+        worker.held.pop(1).ack()
+        assert other.drain(1, 0.1) == []
+        assert unacked(client) == (1, 1)
+        # And with the last who could finish it, the lease ends
+        worker.held.clear()
+        assert other.drain(1) == [2]
+    assert unacked(client) == (0, 0)
+
+
+@pytest_real
+def test_after_an_interruption_all_may_renew_before_anybody_looks_for_what_is_lost(broker, client):
+    # Given a worker whose connection has broken, and deliveries that nobody could renew meanwhile
+    publish(broker, "a", 1)
+    dead = Worker(broker, acks=False)
+    dead.drain(1)
+    dead.die()
+    with working(broker, visibility_timeout=8) as worker:
+        worker.drain(1, 0.2)
+        worker.channel.client.connection.disconnect()
+        worker.channel._swept_s = -1000.0  # as after a long time
+        expire(client)
+        worker.drain(1, 0.2)
+        # Then it leaves their holders time
+        assert worker.drain(1, 0.3) == []
+        # And takes them when nobody came
+        assert worker.drain(1) == [1]
+
+
+@pytest_real
+def test_what_another_worker_has_by_now_is_not_begun(broker, client):
+    # Given a worker with messages that wait in it, for longer than they may
+    publish(broker, "a", 1, 2, 3)
+    with working(broker) as worker:
+        worker.channel.pump()
+        worker.channel._land()
+        for tag in client.zrange("unacked_index", 0, -1):
+            client.zrem("unacked_index", tag)
+        # When it hears that they are somebody else's
+        worker.channel._renewed_s = 0.0
+        worker.channel.renew()
+        # Then it does none of them
+        assert worker.drain(1, 0.3) == []
 
 
 # --- broken connections ----------------------------------------------------------------------------------------------
@@ -633,10 +805,27 @@ def test_a_fetch_that_was_given_up_takes_nothing_any_more(broker, client):
     # Given a worker whose fetch is still on its way when it has connected anew
     publish(broker, "a", 1)
     with working(broker, acks=False) as worker:
-        worker.channel._recall(worker.channel._plain(), worker.channel._record)
+        worker.channel._recall(worker.channel._plain(), worker.channel._record, 1)
         # Then it comes too late
         assert worker.drain(1, 0.3) == []
         assert client.llen("a") == 1
+
+
+@pytest_real
+def test_what_is_being_worked_on_does_not_go_back_with_a_fetch_that_gave_nothing(broker, client):
+    # Given a worker that holds what one fetch gave
+    publish(broker, "a", 1, 2)
+    with working(broker, acks=False) as worker:
+        assert worker.drain(2) == [1, 2]
+        worker.drain(1, 0.2)
+        # When the answer to the next fetch, which found nothing, gets lost
+        worker.channel._is_idle = False
+        worker.channel.pump()
+        assert worker.channel._flight is not None
+        worker.channel.client.connection.disconnect()
+        # Then it keeps them
+        assert worker.drain(1, 0.5) == []
+        assert unacked(client) == (2, 2)
 
 
 # --- TLS -------------------------------------------------------------------------------------------------------------
@@ -737,7 +926,7 @@ def test_the_commands_that_the_docs_allow_are_enough(broker, client):
             client.zadd("unacked_index", {tag: 1})
         # When it does all that the transport can do
         with working(limited, [queue], acks=False, requeue_limit=3, visibility_timeout=1, delivery_limit=5) as worker:
-            worker.channel._recall(worker.channel._plain(), dead.channel._record)
+            worker.channel._recall(worker.channel._plain(), dead.channel._record, 1)
             worker.drain(2)
             worker.held[2].requeue()
             worker.drain(1, 1.5)

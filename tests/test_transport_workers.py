@@ -208,6 +208,22 @@ def test_without_prefetching_a_worker_holds_no_more_than_it_works_on(stage):
     assert 1 <= most <= 6
 
 
+def test_a_worker_that_shuts_down_tells_what_is_finished_while_another_job_runs_on(stage):
+    # Given two jobs in a worker that shall end, one of them much longer than the visibility timeout
+    stage.publish("linger", (1, 1.5), (2, 10.0))
+    process = stage.worker("prefork", task_acks_late=True, options={"visibility_timeout": 1})
+    assert stage.wait(lambda: stage.done() == {1: 1, 2: 1}), stage.words()
+    process.send_signal(signal.SIGTERM)
+    # When the short one is finished
+    assert stage.wait(lambda: stage.unacked() == (1, 1) or process.poll() is not None), stage.words()
+    # Then the broker knows it before the long one is
+    assert process.poll() is None
+    stage.worker("threads", task_acks_late=True, options={"visibility_timeout": 1})
+    assert stage.wait(lambda: stage.unacked() == (0, 0)), stage.words()
+    assert process.wait(60) == 0
+    assert stage.done() == {1: 1, 2: 1}
+
+
 def test_a_soft_shutdown_waits_for_short_jobs_and_returns_the_long_ones(stage):
     stage.publish("done", (1, 1.0))
     stage.publish("linger", (2, 60.0))

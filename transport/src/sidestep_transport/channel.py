@@ -63,6 +63,8 @@ class Flight:
     queues: list[str]
     """Of the fetch, in kombu's order of now; none when it only tells what is finished."""
     replies: int
+    number: int
+    """Which of its channel's it is."""
     sent_s: float = field(default_factory=time.monotonic)
 
 
@@ -98,6 +100,8 @@ class Channel(stock.Channel):
         self._acks = Acks()
         self._counted: set[str] = set()
         self._flight: Flight | None = None
+        self._flights = 0
+        self._lost: set[str] = set()  # it waits here still, and is somebody else's
         self._prepared: Any = None
         self._rings = False
         self._is_idle = False
@@ -114,6 +118,7 @@ class Channel(stock.Channel):
             *(parameters.get(name) for name in ("path", "host", "port", "db")),
             *(self.global_keyprefix, self.unacked_key, self.unacked_index_key),
         )
+        self._after_interruption()
 
     @property
     def fetches(self) -> bool:
@@ -206,7 +211,11 @@ class Channel(stock.Channel):
         payload = self._decode(queue, tag, raw)
         if payload is None:
             return None
-        message = self.Message(payload, channel=self)
+        try:
+            message = self.Message(payload, channel=self)
+        except Exception as error:
+            self._bury(queue, tag, raw, _unreadable("message", error))
+            return None
         self._noted.add(tag)
         self.qos.append(message, message.delivery_tag)
         return message
@@ -224,6 +233,7 @@ class Channel(stock.Channel):
             self._counted.add(tag)
         if self.closed:
             # Its connection is gone. The next one of this process tells it.
+            handover.release(self._address, tag)
             handover.leave(self._address, handover.Estate(acks={tag}))
             return
         self._acks.add(tag)
@@ -320,6 +330,14 @@ class Channel(stock.Channel):
         if rings:
             connection._parser.set_invalidation_push_handler(self._ring)
         self._rings, self._is_idle, self._prepared = rings, False, connection._sock
+        self._after_interruption()
+        if handover.kept(self._address):
+            self.poller.start_heart()
+
+    def _after_interruption(self) -> None:
+        # While a broker was away nobody could renew. All may do so before the first of them looks for what is lost.
+        if handover.was_interrupted(self._address):
+            self._swept_s, self._renewed_s = time.monotonic(), 0.0
 
     def _ring(self, _: Any) -> None:
         self._bell = True
@@ -337,7 +355,7 @@ class Channel(stock.Channel):
             4 + len(keys),
             *(self._key(self.unacked_key), self._key(self.unacked_index_key), self._record, self.dead_letters_key),
             *keys,
-            *(limit, len(queues), int(rotates), ttl),
+            *(limit, len(queues), int(rotates), ttl, self._flights, self._counter("expired", "")),
             *queues,
         ]
 
@@ -354,12 +372,13 @@ class Channel(stock.Channel):
 
     def _send(self, acks: list[str], queues: list[str], room: int) -> None:
         commands = self._ack_commands(acks) if acks else []
+        self._flights += 1
         if queues:
             commands.append(["EVALSHA", self._sha, *self._fetch_arguments(queues, room, keeps_record=True)])
             self._asked_s = time.monotonic()
         self._sent_s = time.monotonic()
         connection = self.client.connection
-        self._flight = Flight(connection, acks, queues, len(commands))
+        self._flight = Flight(connection, acks, queues, len(commands), self._flights)
         # Without redis-py's own check: it would reconnect behind the poller's back, and an idle consumer asks anyway.
         connection.send_packed_command(connection.pack_commands(commands), check_health=False)
 
@@ -431,7 +450,7 @@ class Channel(stock.Channel):
         """The connection broke: what was under way may have happened or not."""
         self._acks.add(*flight.acks)
         if flight.queues:
-            handover.leave(self._address, handover.Estate(records={self._record}))
+            handover.leave(self._address, handover.Estate(records={(self._record, flight.number)}))
             self._record = self._new_record()
 
     def _on_connection_disconnect(self, connection: Any) -> None:
@@ -442,6 +461,8 @@ class Channel(stock.Channel):
         client = vars(self).get("client")
         if client is not None and client.connection is connection:
             self._prepared, self._is_idle = None, False
+            if not self._closing:
+                handover.interrupt(self._address)
         super()._on_connection_disconnect(connection)
 
     def _decode(self, queue: str, tag: str, raw: bytes) -> Any:
@@ -449,7 +470,7 @@ class Channel(stock.Channel):
             payload = loads(bytes_to_str(raw))
             payload["properties"]["delivery_tag"]
         except Exception as error:
-            self._bury(queue, tag, raw, f"its envelope cannot be read ({type(error).__name__})")
+            self._bury(queue, tag, raw, _unreadable("envelope", error))
             return None
         if str(payload["properties"]["delivery_tag"]) != tag:
             payload["properties"]["delivery_tag"] = tag
@@ -459,12 +480,24 @@ class Channel(stock.Channel):
         """Hand one message that waits here to its consumer; whether there was one. Raises what the consumer raises."""
         while self._buffer:
             queue, tag, raw = self._buffer.popleft()
+            if tag in self._lost:
+                self._lost.discard(tag)
+                continue
             payload = self._decode(queue, tag, raw)
             if payload is None:
                 continue
             self._noted.add(tag)
             self._queue_cycle.rotate(queue)
-            self.connection._deliver(payload, queue)
+            try:
+                self.connection._deliver(payload, queue)
+            except Exception as error:
+                if not self.was_noted(tag):
+                    raise  # the consumer has it
+                if queue in self._no_ack_queues:
+                    self.finish(tag)
+                    raise
+                self._bury(queue, tag, raw, _unreadable("message", error))
+                continue
             if self.was_noted(tag) and queue in self._no_ack_queues:
                 self.finish(tag)
             return True
@@ -480,6 +513,7 @@ class Channel(stock.Channel):
         if not tags:
             return
         client = self._plain()
+        handover.release(self._address, *tags)
         for at in range(0, len(tags), SWEEP_CHUNK):
             chunk = tags[at : at + SWEEP_CHUNK]
             found = client.hmget(self._key(self.unacked_key), list(chunk))
@@ -516,7 +550,7 @@ class Channel(stock.Channel):
             reason = {"expired": "its worker was lost too often", "requeued": "it was requeued too often"}.get(
                 kind or "", ""
             )
-        header = dumps({"at": f"{time.time():.6f}", "queue": queue, "reason": reason})
+        header = self._header(queue, reason, places[1] or None)
         return [tag, score, counter, limit or 0, COUNTER_LIVES_S, header, len(places) // 3, *places]
 
     def _places(self, entry: bytes, *, to_the_end: bool) -> tuple[list[Any], str, str | None]:
@@ -561,19 +595,33 @@ class Channel(stock.Channel):
         logger.error(
             "a message from queue %r is a dead letter now, in the list %r: %s", queue, self.dead_letters_key, reason
         )
-        header = dumps({"at": f"{time.time():.6f}", "queue": queue, "reason": reason})
+        header = self._header(queue, reason, self._list_of(queue, raw))
         self._return(self._plain(), [[tag, "", "", 0, 0, header, 1, "BURY", "", raw]])
+
+    @staticmethod
+    def _header(queue: str, reason: str, key: str | None) -> str:
+        """What stands before a dead letter's message; `key` is of the list that it came from."""
+        fields = {"at": f"{time.time():.6f}", "queue": queue, "reason": reason}
+        return dumps({**fields, "list": key} if key else fields)
+
+    def _list_of(self, queue: str, raw: bytes) -> str:
+        """The key of the list where this message of a queue lies."""
+        try:
+            step = self._get_message_priority(json.loads(raw), reverse=False)
+        except (ValueError, TypeError, AttributeError):  # it is no message
+            step = self.default_priority
+        return self._key(self._q_for_pri(queue, step))
 
     def _put_back(self, client: redis.Redis, unread: Iterable[tuple[str, str, bytes]]) -> None:
         """Return what nobody has seen, as it was; (tag, queue, message), the newest first."""
-        endings = []
-        for tag, queue, raw in unread:
-            try:
-                step = self._get_message_priority(json.loads(raw), reverse=False)
-            except ValueError:
-                step = self.default_priority
-            endings.append([tag, "", "", 0, 0, "", 1, "RPUSH", self._key(self._q_for_pri(queue, step)), raw])
-        self._return(client, endings)
+        self._return(
+            client,
+            [
+                [tag, "", "", 0, 0, "", 1, "RPUSH", self._list_of(queue, raw), raw]
+                for tag, queue, raw in unread
+                if tag not in self._lost
+            ],
+        )
 
     def _put_back_or_leave(self, waiting: Sequence[tuple[str, str, bytes]]) -> None:
         unread = [(tag, queue, raw) for queue, tag, raw in reversed(waiting)]
@@ -646,19 +694,21 @@ class Channel(stock.Channel):
             if estate.unread:
                 self._put_back(client, estate.unread)
                 estate.unread = []
-            for record in sorted(estate.records):
-                self._recall(client, record)
-                estate.records.discard(record)
+            for record, number in sorted(estate.records):
+                self._recall(client, record, number)
+                estate.records.discard((record, number))
         except BaseException:
             handover.leave(self._address, estate)
             raise
 
-    def _recall(self, client: redis.Redis, record: str) -> None:
+    def _recall(self, client: redis.Redis, record: str, number: int) -> None:
         """Put back what a fetch gave whose answer nobody read; a fetch that is still on its way gives nothing."""
         given: Any = client.eval(scripts.CLOSE, 1, record, RECORD_LIVES_S)
         if not given:
             return
-        score, *tags = bytes_to_str(given).split("\n")
+        of, score, *tags = bytes_to_str(given).split("\n")
+        if int(of) != number:
+            return  # it gave nothing, and this is of one before, whose answer was read
         endings = []
         found: Any = client.hmget(self._key(self.unacked_key), tags)
         for tag, entry in reversed(list(zip(tags, found, strict=True))):
@@ -667,8 +717,7 @@ class Channel(stock.Channel):
             # As FETCH wrote it: the message between the bracket and the last three strings.
             raw, _, tail = entry[1:-1].rpartition(b', "", ')
             queue = json.loads(tail)
-            step = self._get_message_priority(json.loads(raw), reverse=False)
-            endings.append([tag, score, "", 0, 0, "", 1, "RPUSH", self._key(self._q_for_pri(queue, step)), raw])
+            endings.append([tag, score, "", 0, 0, "", 1, "RPUSH", self._list_of(queue, raw), raw])
         self._return(client, endings)
 
     # --- leases ------------------------------------------------------------------------------------------------------
@@ -689,13 +738,15 @@ class Channel(stock.Channel):
         now = time.monotonic()
         if now - self._renewed_s < self.renewal_s or self.closed:
             return
-        self._renewed_s = now
-        held = self._held()
+        held = [*self._held(), *handover.kept(self._address)]
         client = self._plain()
         gone: list[Any] = []
         for at in range(0, len(held), MOST_FETCHED):
             reply: Any = client.eval(scripts.RENEW, 1, self._key(self.unacked_index_key), *held[at : at + MOST_FETCHED])
             gone += reply
+        self._renewed_s = now  # not before: what failed is tried again with the next beat
+        self._lost.update({bytes_to_str(tag) for tag in gone}.intersection(self._waiting()))
+        handover.release(self._address, *map(bytes_to_str, gone))
         still = set(self._held())
         lost = [tag for tag in map(bytes_to_str, gone) if tag in still]
         if lost:
@@ -706,14 +757,15 @@ class Channel(stock.Channel):
                 self.visibility_timeout,
             )
 
-    def _held(self) -> list[str]:
+    def _waiting(self) -> list[str]:
         while True:
             try:
-                waiting = [tag for _, tag, _ in list(self._buffer)]
-                break
+                return [tag for _, tag, _ in list(self._buffer)]
             except RuntimeError:  # it changed while it was copied
                 continue
-        return [*waiting, *(self._qos.held() if self._qos is not None else ())]
+
+    def _held(self) -> list[str]:
+        return [*self._waiting(), *(self._qos.held() if self._qos is not None else ())]
 
     def beat(self) -> None:
         """Renew, sweep, notice a dead connection, each when it is time. Raises kombu's connection errors."""
@@ -732,6 +784,7 @@ class Channel(stock.Channel):
 
     def close(self) -> None:
         """Tell what is finished, return what nobody has seen, and close as kombu does."""
+        qos = self._qos if self.fetches and not self.closed else None
         if not self.closed and self.fetches:
             if self._flight is not None:
                 self._land_or_leave()
@@ -742,7 +795,12 @@ class Channel(stock.Channel):
             if self._asked_s and handover.is_due(self._address):
                 with contextlib.suppress(*self.connection_errors):  # then it is left again
                     self._settle(handover.claim(self._address))
-        super().close()
+        try:
+            super().close()
+        finally:
+            if qos is not None:
+                # The broker could not take it back, and jobs run on.
+                handover.keep(self._address, qos.leave())
 
     def _forget_record(self) -> None:
         try:
@@ -755,6 +813,10 @@ class Channel(stock.Channel):
         self._buffer, self._flight, self._acks = deque(), None, Acks()
         self._prepared = None
         super()._after_fork()
+
+
+def _unreadable(what: str, error: Exception) -> str:
+    return f"its {what} cannot be read ({type(error).__name__})"
 
 
 def _wants_tls(connection: Any) -> bool:

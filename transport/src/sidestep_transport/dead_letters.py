@@ -1,7 +1,8 @@
 """Messages that were lost with their workers too often, or that cannot be read: to look at and to resend.
 
 They lie, oldest first, in the list `unacked_dead_letters` (after the `global_keyprefix`; `unacked` is the transport's
-option `unacked_key`): a line of JSON with `at`, `queue` and `reason`, and after it the message as it was.
+option `unacked_key`): a line of JSON with `at`, `queue`, `reason` and, where it is known, `list`, the key of the list
+that the message came from; after it the message as it was.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Letter:
     """When it was given up, in seconds since 1970."""
     queue: str
     reason: str
+    key: str
+    """Of the list that it came from: its queue, with the `global_keyprefix` before it and the priority behind."""
     message: bytes = field(repr=False)
     record: bytes = field(repr=False)
     """As it lies in the list."""
@@ -34,7 +37,8 @@ def read(client: redis.Redis, key: str = LIST) -> Iterator[Letter]:
     for record in _records(client, key):
         header, _, message = record.partition(b"\n")
         fields = json.loads(header)
-        yield Letter(float(fields["at"]), fields["queue"], fields["reason"], message, record)
+        queue = fields["queue"]
+        yield Letter(float(fields["at"]), queue, fields["reason"], fields.get("list", queue), message, record)
 
 
 def _records(client: Any, key: str) -> list[bytes]:
@@ -55,5 +59,5 @@ def resend(client: redis.Redis, letter: Letter, *, to: str | None = None, key: s
 
     `to` is the key of the list, which a `global_keyprefix` is part of.
     """
-    done: Any = client.eval(RESEND, 2, key, to or letter.queue, letter.record, letter.message)
+    done: Any = client.eval(RESEND, 2, key, to or letter.key, letter.record, letter.message)
     return bool(done)

@@ -184,6 +184,8 @@ class Poller(stock.MultiChannelPoller):
                 continue
             try:
                 channel.beat()
+                # A worker that shuts down waits for its last jobs and starts no flights: what is finished, tell here.
+                channel.flush_stale()
             except channel.connection_errors:
                 logger.debug("the broker does not answer; the next beat tries again", exc_info=True)
                 return

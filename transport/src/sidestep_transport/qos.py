@@ -96,6 +96,12 @@ class QoS(stock.QoS):
         """Put back what nobody has renewed for the visibility timeout."""
         self.channel.sweep()
 
+    def leave(self) -> dict[str, Any]:
+        """Give up what is delivered and not finished: the messages by tag."""
+        left = {str(tag): message for tag, message in list(self._delivered.items()) if tag not in self._dirty}
+        self._delivered.clear()
+        return left
+
     def held(self) -> list[str]:
         """The tags that are delivered and not finished; from any thread."""
         while True:

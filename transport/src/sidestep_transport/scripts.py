@@ -8,32 +8,37 @@ Keys come with the `global_keyprefix` in front. Needs Redis 6.2 (`RPOP` with a c
 FETCH = r"""
 -- Takes up to `limit` messages and notes each as unacknowledged.
 -- KEYS: unacked, unacked index, record of this fetch, dead letters, then the queues of each priority.
--- ARGV: limit, number of queues, whether kombu rotates them, seconds that the record lives, queue names.
+-- ARGV: limit, number of queues, whether kombu rotates them, seconds that the record lives, number of this fetch, what
+-- the keys of counters of losses begin with, queue names.
 -- Returns whether the queues are empty now, how many messages have become dead letters, then number of queue, delivery
 -- tag and message, of each.
 local unacked, index, record, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local left, width, rotates, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
-local FIRST = 5  -- of the queues in KEYS, and of their names in ARGV
+local sequence, counters = ARGV[5], ARGV[6]
+local FIRST, NAMES = 5, 7  -- of the queues in KEYS, of their names in ARGV
 
 -- The client has given this fetch up on another connection; who would hear the answer?
 if ttl > 0 and redis.call('GET', record) == 'closed' then return {0, 0} end
 
-local taken = {}  -- {place in KEYS, number of queue, message}
-local function take(place, queue, count)
-  -- A key of another type is nobody's queue; what was taken before it must not be lost for it.
+local taken, problem = {}, nil  -- {place in KEYS, number of queue, message}
+local function pop(place, count)
+  -- What was taken before an error must not be lost for it.
   local got = redis.pcall('RPOP', KEYS[place], count)
-  if type(got) ~= 'table' or got.err then return 0 end
-  for _, message in ipairs(got) do taken[#taken + 1] = {place, queue, message} end
-  return #got
+  if type(got) ~= 'table' then return {} end
+  if not got.err then return got end
+  -- A key of another type is nobody's queue. Else the server refuses to give, which is not the same as to have nothing.
+  if not string.find(got.err, 'WRONGTYPE', 1, true) then problem = got end
+  return {}
 end
 
 if width == 1 then
   for place = FIRST, #KEYS do
     if left == 0 then break end
-    left = left - take(place, 1, left)
+    for _, message in ipairs(pop(place, left)) do
+      taken[#taken + 1] = {place, 1, message}
+      left = left - 1
+    end
   end
-  -- A read: from now on the server tells a client that tracks keys when one of them changes.
-  if left > 0 then redis.call('EXISTS', unpack(KEYS, FIRST)) end
 else
   -- As kombu does with one message at a time: the first queue that has one, which then goes to the end of the row.
   local row = {}
@@ -59,15 +64,24 @@ else
     end
     local got, next_of = {}, {}
     for queue, count in pairs(wanted) do
-      got[queue], next_of[queue] = redis.call('RPOP', KEYS[first + queue - 1], count), 1
+      got[queue], next_of[queue] = pop(first + queue - 1, count), 1
     end
     for _, queue in ipairs(turns) do
-      taken[#taken + 1] = {first + queue - 1, queue, got[queue][next_of[queue]]}
+      local message = got[queue][next_of[queue]]
       next_of[queue] = next_of[queue] + 1
+      if message then
+        taken[#taken + 1] = {first + queue - 1, queue, message}
+      else
+        left = left + 1
+      end
     end
   end
 end
-local answer = {left > 0 and 1 or 0, 0}
+if problem and #taken == 0 then return problem end
+-- A read: from now on the server tells a client that tracks keys when one of them changes. It comes after the last
+-- removal, which would end that again.
+if left > 0 then redis.call('EXISTS', unpack(KEYS, FIRST)) end
+local answer = {left > 0 and not problem and 1 or 0, 0}
 if #taken == 0 then return answer end
 
 local time = redis.call('TIME')
@@ -89,8 +103,18 @@ local function tag_of(message)
 end
 
 local scores, tags = {}, {}
-for _, it in ipairs(taken) do
+for i, it in ipairs(taken) do
   it[4], it[5] = tag_of(it[3])
+  -- Was it lost with a worker before? Then maybe because of it: it comes alone, so that no neighbour is lost with it.
+  if it[4] and string.find(it[3], '"redelivered": true', 1, true)
+      and redis.call('EXISTS', counters .. it[4]) == 1 then
+    while #taken > math.max(1, i - 1) do
+      local last = table.remove(taken)
+      redis.call('RPUSH', KEYS[last[1]], last[3])
+      answer[1] = 0
+    end
+    if i > 1 then break end
+  end
   if it[4] then
     tags[#tags + 1] = it[4]
     scores[2 * #tags - 1], scores[2 * #tags] = now, it[4]
@@ -131,7 +155,7 @@ end
 local entries, given = {}, {now}
 for _, it in ipairs(taken) do
   local tag, queue = it[4], it[2]
-  local name = ARGV[FIRST + queue - 1]
+  local name = ARGV[NAMES + queue - 1]
   if tag then
     entries[#entries + 1] = tag
     -- What a stock worker writes, but for the exchange: it goes back to the queue it came from, and to no other.
@@ -140,7 +164,8 @@ for _, it in ipairs(taken) do
     local n = #answer
     answer[n + 1], answer[n + 2], answer[n + 3] = queue, tag, it[3]
   elseif not it[6] then
-    local header = cjson.encode({at = now, queue = name, reason = 'no delivery tag can be read from it'})
+    local why = 'no delivery tag can be read from it'
+    local header = cjson.encode({at = now, queue = name, list = KEYS[it[1]], reason = why})
     redis.call('RPUSH', dead, header .. '\n' .. it[3])
     answer[2] = answer[2] + 1
   end
@@ -152,14 +177,15 @@ if #entries > 0 then
     return give_up(kept)
   end
   -- Where the answer gets lost, the client asks for this list: what is on it nobody works on.
-  if ttl > 0 then redis.call('SET', record, table.concat(given, '\n'), 'EX', ttl) end
+  if ttl > 0 then redis.call('SET', record, sequence .. '\n' .. table.concat(given, '\n'), 'EX', ttl) end
 end
 return answer
 """
 
 CLOSE = r"""
 -- KEYS: record of a fetch.  ARGV: seconds to remember that it is closed.
--- Returns what the fetch gave, or false. A fetch that is still on its way gives nothing any more.
+-- Returns the number of the last fetch that gave something, and what it gave, or false. A fetch that is still on its
+-- way gives nothing any more.
 local given = redis.call('GET', KEYS[1])
 redis.call('SET', KEYS[1], 'closed', 'EX', ARGV[1])
 if given == 'closed' then return false end
