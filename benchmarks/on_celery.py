@@ -6,6 +6,7 @@ import os
 import marks
 import naps
 from celery import Celery, group
+from celery.signals import worker_ready
 
 BATCH = 1000
 
@@ -15,6 +16,13 @@ if naps.RECOVER_S:
     # Unasked, a message is given back after an hour, and looked for every 100 s.
     sooner = {"visibility_timeout": naps.RECOVER_S, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
     app.conf.broker_transport_options = {**app.conf.broker_transport_options, **sooner}
+
+
+@worker_ready.connect
+def tell(sender, **_):
+    """Say to the supervisor of several processes that this one is up."""
+    if told := os.environ.get("SIDESTEP_READY_FD"):
+        os.write(int(told), json.dumps({"pid": os.getpid(), "name": sender.hostname}).encode() + b"\n")
 
 
 @app.task(name="bench.noop")

@@ -42,7 +42,8 @@ FULL, QUICK = Size(repeats=5, idle_jobs=0, kills=0), Size(repeats=2, share=0.25,
 def drain(quick: bool, repeats: int | None, peers: bool, python: str | None, seed: int, want_json: bool) -> None:
     """No-op jobs done a second with Sidestep's transport and with kombu's own, at least once on both sides.
 
-    Every pool on either transport, two solo workers, and Celery's peers, on one broker in shuffled blocks of one run.
+    Every pool on either transport, two supervised processes, and Celery's peers, on one broker in shuffled blocks of
+    one run.
     """
     if not (ROOT / PATH).is_dir():
         raise BadInput(f"the transport lies in {PATH} of a checkout, which is not installed; run it from a checkout")
@@ -93,9 +94,9 @@ def parts(compared: Compared, server: str) -> Iterator[object]:
             yield f"Redis commands a job, drained with {_row(compared, FASTEST).label}: {sure(estimate)}"
     yield ""
     yield (
-        "Both transports: acknowledged late, prefetch 64, no results, else Celery's defaults. processes is two solo "
-        f"workers. {plural(len(compared.blocks), 'block')} on {server}, {plural(compared.retakes, 'trial')} taken "
-        "again; geometric means, 95 % intervals over blocks."
+        "Both transports: acknowledged late, prefetch 64, no results, else Celery's defaults. processes is "
+        f"`--pool processes -c 2`. {plural(len(compared.blocks), 'block')} on {server}, "
+        f"{plural(compared.retakes, 'trial')} taken again; geometric means, 95 % intervals over blocks."
     )
     for name, why in compared.left_out.items():
         yield f"left out: {name}: {why}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,14 +29,15 @@ POOLS: Mapping[str, tuple[str, ...]] = {
     "prefork": ("-P", "prefork", "-c", "2"),
 }
 PROCESSES = "processes"
-"""Two solo workers: what `--pool processes` of `sidestep worker` starts."""
+SUPERVISED = ("python", "-m", "tasks.processes", "2", "processes@bench", "on_celery", "-l", "WARNING")
+"""What `sidestep worker --pool processes -c 2` runs: two processes that fetch for themselves, under a supervisor."""
+WORKER = ("celery", "-A", "on_celery", "worker", "-l", "WARNING")
 STOCK_JOBS, OURS_JOBS = 2000, 12_000
 
 
-def _row(side: str, pool: str, workers: Sequence[tuple[str, ...]], slots: str) -> Peer:
+def _row(side: str, pool: str, command: tuple[str, ...], slots: str) -> Peer:
     ours = side == OURS
     conf = {**SAME, "broker_transport": TRANSPORT} if ours else SAME
-    base = ("celery", "-A", "on_celery", "worker", "-l", "WARNING")
     return Peer(
         f"{side}-{pool}",
         f"{'Sidestep transport' if ours else 'stock'}, {pool}",
@@ -45,22 +46,28 @@ def _row(side: str, pool: str, workers: Sequence[tuple[str, ...]], slots: str) -
         Promise.AT_LEAST_ONCE,
         slots,
         "delay()",
-        tuple((*base, *options, "-n", f"{pool}{n}@bench") for n, options in enumerate(workers)),
+        (command,),
         OURS_JOBS if ours else STOCK_JOBS,
         bulk="kombu's Producer.batch of 1000",
         bulk_jobs=1,
         env={"BENCH_CELERY": json.dumps(conf)},
         paths=(PATH,) if ours else (),
+        says_up="2 of 2 processes are up" if pool == PROCESSES else "",
     )
 
 
 def _rows() -> dict[str, Peer]:
     rows = [
-        _row(side, pool, [options], "one job at a time" if pool == "solo" else f"2 {pool}")
+        _row(
+            side,
+            pool,
+            (*WORKER, *options, "-n", f"{pool}@bench"),
+            "one job at a time" if pool == "solo" else f"2 {pool}",
+        )
         for pool, options in POOLS.items()
         for side in (STOCK, OURS)
     ]
-    rows += [_row(side, PROCESSES, [POOLS["solo"]] * 2, "2 solo workers") for side in (STOCK, OURS)]
+    rows += [_row(side, PROCESSES, SUPERVISED, "2 processes") for side in (STOCK, OURS)]
     rivals = (peer for peer in PEERS.values() if peer.module not in {"on_celery", "on_limit"} and peer.name != "rq")
     return {row.name: row for row in (*rows, *(replace(peer, bulk=None, bulk_jobs=0) for peer in rivals))}
 

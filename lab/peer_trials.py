@@ -143,7 +143,7 @@ class Rig:
         """Its worker processes, killed in the end."""
         log = folder / "workers.log"
         python = Path(self.pythons[peer.requirements])
-        workers = Workers([], log, peer.label)
+        workers = Workers([], log, peer.label, peer.says_up)
         try:
             for command in peer.commands:
                 words = (*command, *peer.recovering) if env["BENCH_RECOVER_S"] != "0" else command
@@ -192,6 +192,12 @@ class Workers:
     processes: list[subprocess.Popen[Any]]
     log: Path
     what: str
+    says_up: str = ""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether all of them have said so, where they say it."""
+        return not self.says_up or self.says_up in self.log.read_text("utf-8", "replace")
 
     def all(self) -> list[psutil.Process]:
         """They and all that they have started."""
@@ -395,7 +401,7 @@ def _warm(producer: Producer, workers: Workers, marks: Marks) -> None:
     """Send the first jobs and wait until they have run: then everything is up."""
     producer.ask({"do": "one", "first": 0, "count": WARM_JOBS}, BOOT_TIMEOUT_S)
     deadline = time.monotonic() + BOOT_TIMEOUT_S
-    while not np.all(marks.of(0, WARM_JOBS)["ends"]):
+    while not (np.all(marks.of(0, WARM_JOBS)["ends"]) and workers.is_up):
         workers.check()
         if time.monotonic() > deadline:
             done = int(np.count_nonzero(marks.of(0, WARM_JOBS)["ends"]))

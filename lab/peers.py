@@ -63,6 +63,8 @@ class Peer:
     """The oldest Python that it runs on."""
     recovering: tuple[str, ...] = ()
     """What its command is told where it shall take back a dead worker's jobs soon, if it is told that way."""
+    says_up: str = ""
+    """What its workers say when all of them are up; where it is empty, done jobs show it."""
     killed: str = ""
     """What becomes of the jobs of a killed worker, in words."""
     unfair: str = ""

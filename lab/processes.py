@@ -59,10 +59,12 @@ def family(options: Sequence[str]) -> Family | None:
     for name, why in REFUSED.items():
         if given.get(name) is not None:
             raise BadInput(f"--pool {POOL} has no --{name.replace('_', '-')}: {why}")
-    if (path := given.get("statedb")) and "%n" not in path:
-        raise BadInput(
-            f"--statedb {path}: {_SEVERAL} processes, and each needs a file of its own: put %n, its name, into the path"
-        )
+    for option in ("statedb", "logfile"):
+        if (path := given.get(option)) and "%n" not in path:
+            raise BadInput(
+                f"--{option} {path}: {_SEVERAL} processes, and each needs a file of its own: put %n, its name, into "
+                "the path"
+            )
     return Family(_count(given.get("concurrency")), given.get("hostname") or NAME)
 
 

@@ -93,6 +93,8 @@ def worker(
         environ["PYTHONWARNINGS"] = EVENTLET_WARNING_FILTER
     if processes:
         notes.print("--pool processes: several workers, which take no part in `sidestep run machines`", soft_wrap=True)
+        if (transport or environ.get("SIDESTEP_TRANSPORT") or "stock") == "stock":
+            notes.print("with kombu's own transport each fetches one job at a time; see --transport", soft_wrap=True)
     elif Settings(broker=url).on_redis:
         _start_agent(environ)
     sys.stderr.flush()

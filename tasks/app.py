@@ -12,6 +12,9 @@ from tasks.codecs import accepted, register
 from tasks.jobs import JOBS
 from tasks.settings import TRANSPORTS, Settings, SettingsError, from_env
 
+VISIBILITY_TIMEOUT_S = 30
+"""With the transport of our own. kombu's default, an hour, is made for one that renews nothing."""
+
 
 def make_app(settings: Settings, *, socket_timeout_s: float | None = None, mark: hooks.Mark | None = None) -> Celery:
     """An app with every job registered, that accepts JSON and the settings' codec.
@@ -42,6 +45,8 @@ def make_app(settings: Settings, *, socket_timeout_s: float | None = None, mark:
     options["broker_transport_options"] = transport
     if ours := TRANSPORTS[settings.transport]:
         options["broker_transport"] = ours
+        # It renews what its workers hold, so this bounds only how long a killed one's messages are away.
+        transport.setdefault("visibility_timeout", VISIBILITY_TIMEOUT_S)
     if settings.prefetch is not None:
         options["worker_prefetch_multiplier"] = settings.prefetch
     if settings.acks_late is not None:

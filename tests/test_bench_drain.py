@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -101,6 +102,20 @@ def test_the_transport_drains_with_fewer_commands_and_loses_nothing():
     # kombu's own: BRPOP, and a MULTI ... EXEC to hold and another to let go of each message
     assert sum(stock.drain_commands.values()) == pytest.approx(9, abs=0.2)
     assert sum(ours.drain_commands.values()) < sum(stock.drain_commands.values()) / 4
+
+
+@pytest.mark.real
+def test_the_row_of_processes_is_what_the_command_starts_and_each_of_them_works():
+    row = ROWS["sidestep-processes"].sized(0.1)
+    with open_session() as session:
+        rig, _ = open_rig(session, [row])
+        taken = trial(rig, row, 0, random.Random(0), fill="bulk")
+        folder = session.children.directory
+        said = "".join(log.read_text("utf-8", "replace") for log in folder.rglob("workers.log"))
+        # And none of them outlives its trial
+        assert not [each for each in psutil.Process().children(recursive=True) if "tasks.processes" in each.cmdline()]
+    assert (taken.missing, taken.doubled) == (0, 0)
+    assert not said or row.says_up in said
 
 
 def test_outside_a_checkout_it_says_so_in_one_line(tmp_path):

@@ -13,16 +13,18 @@ from collections.abc import Iterator
 import psutil
 import pytest
 import redis
+from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.environment import cores
 from lab.model import BadInput
 from lab.processes import MOST, REFUSED, Family, family
-from tasks.app import make_app
+from tasks.app import VISIBILITY_TIMEOUT_S, make_app
 from tasks.processes import LONGEST_LINE, Lines, Stop, command, names, urgency
 from tasks.restarts import LONGEST_WAIT_S, SETTLED_S, TRIES, Deaths
 from tasks.settings import Settings
+from tasks.solo import TaskPool
 
 PATIENCE_S = 30.0
 KILLED = -int(signal.SIGKILL)
@@ -208,9 +210,33 @@ def test_a_number_of_processes_that_is_none_is_refused(count):
 
 
 def test_a_file_for_all_of_them_is_refused_and_one_for_each_is_not():
-    with pytest.raises(BadInput, match="%n"):
-        family(["-P", "processes", "--statedb", "state"])
-    assert family(["-P", "processes", "--statedb", "state-%n", "-c", "2"]) == Family(2)
+    for option in ("--statedb", "--logfile"):
+        with pytest.raises(BadInput, match="%n"):
+            family(["-P", "processes", option, "state"])
+        assert family(["-P", "processes", option, "state-%n", "-c", "2"]) == Family(2)
+
+
+def test_a_process_says_which_settings_of_its_app_are_for_nothing(caplog: pytest.LogCaptureFixture):
+    # Given an app that sets a limit which only prefork keeps
+    app = Celery("limited", set_as_current=False)
+    app.conf.update(task_time_limit=5)
+    pool = TaskPool(app=app)
+    pool.start()
+    assert "task_time_limit: nobody" in caplog.text
+    # And one that sets none
+    caplog.clear()
+    TaskPool(app=Celery("plain", set_as_current=False)).start()
+    assert caplog.text == ""
+
+
+def test_with_the_transport_a_killed_process_is_not_waited_for_an_hour():
+    options = {
+        name: make_app(Settings(broker="redis://127.0.0.1/0", transport=name)).conf.broker_transport_options
+        for name in ("stock", "sidestep")
+    }
+    assert options["sidestep"]["visibility_timeout"] == VISIBILITY_TIMEOUT_S
+    # kombu's own renews nothing, so its jobs would be done twice
+    assert "visibility_timeout" not in options["stock"]
 
 
 # What follows starts processes, though no broker: each is a few lines of Python.

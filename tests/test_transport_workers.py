@@ -30,7 +30,7 @@ KILLS = int(os.environ.get("SIDESTEP_TEST_KILLS", "4"))
 JOBS = int(os.environ.get("SIDESTEP_TEST_JOBS", "1200"))
 LONGEST_S = 120 + 10 * KILLS  # for what takes long only if it is wrong
 OURS = "sidestep_transport:Transport"
-CONCURRENCY = {"solo": 1, "prefork": 2, "threads": 4, "eventlet": 20, "gevent": 20}
+CONCURRENCY = {"solo": 1, "prefork": 2, "threads": 4, "eventlet": 20, "gevent": 20, "processes": 2}
 
 
 class Stage:
@@ -52,7 +52,7 @@ class Stage:
     def worker(
         self, pool: str, *, transport: str = OURS, concurrency: int | None = None, options=None, queues="celery", **conf
     ):
-        if POOLS[pool].missing:
+        if pool in POOLS and POOLS[pool].missing:
             pytest.skip(POOLS[pool].missing)
         self.workers += 1
         settings = {
@@ -68,8 +68,13 @@ class Stage:
             },
         }
         log = (self.folder / f"worker-{self.workers}").open("wb")
-        command = [sys.executable, "-m", "celery", "-A", "tests.transport_app", "worker", "-P", pool, "-Q", queues]
-        command += ["-c", str(concurrency or CONCURRENCY[pool]), "-n", f"w{self.workers}@test", "-l", "INFO"]
+        count, name = str(concurrency or CONCURRENCY[pool]), f"w{self.workers}@test"
+        if pool == "processes":
+            command = [sys.executable, "-m", "tasks.processes", count, name, "tests.transport_app"]
+        else:
+            command = [sys.executable, "-m", "celery", "-A", "tests.transport_app", "worker"]
+            command += ["-P", pool, "-c", count, "-n", name]
+        command += ["-Q", queues, "-l", "INFO"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         return self.children.start(
             command,
