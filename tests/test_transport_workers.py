@@ -1,6 +1,6 @@
 """Celery's workers of every pool on the transport: nothing is lost, whoever is killed when.
 
-SIDESTEP_TEST_KILLS and SIDESTEP_TEST_JOBS make the tour of kills longer than the four kills and 1200 jobs of every day.
+SIDESTEP_TEST_KILLS and SIDESTEP_TEST_JOBS make the tour of deaths longer than the four and the 1200 jobs of every day.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import redis
 from celery import Celery
 
 from lab.broker import own_server
-from lab.children import Children, kill, last_words
+from lab.children import Children, kill, last_words, tree
 from tasks.pools import POOLS
 
 pytestmark = pytest.mark.real
@@ -90,6 +90,29 @@ class Stage:
             return Counter()
         return Counter(int(line.split()[0]) for line in self.log.read_text().splitlines())
 
+    def doers(self) -> dict[int, list[int]]:
+        """Of each job that was done, the processes that did it."""
+        found: dict[int, list[int]] = {}
+        for line in self.log.read_text().splitlines():
+            number, pid = map(int, line.split())
+            found.setdefault(number, []).append(pid)
+        return found
+
+    def restart_broker(self) -> None:
+        """Kill the server and start it again on its files."""
+        server = psutil.Process(self.client.info("server")["process_id"])
+        binary, folder = server.exe(), server.cwd()
+        server.kill()
+        server.wait()
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.children.start([binary, f"{folder}/server.conf"], cwd=folder, **quiet)
+        assert self.wait(self._answers)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(redis.ConnectionError):
+            return bool(self.client.ping())
+        return False
+
     def wait(self, what: Callable[[], bool], within_s: float = LONGEST_S) -> bool:
         until_s = time.monotonic() + within_s
         while not what():
@@ -107,7 +130,7 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def server():
-    with Children() as children, own_server(children) as broker:
+    with Children() as children, own_server(children, persist=True) as broker:
         yield children, broker
 
 
@@ -132,26 +155,46 @@ def stop(process) -> int:
     return process.wait(60)
 
 
+DEATHS = ("SIGKILL", "broker restart", "SIGTERM")
+"""Of a worker, of the server under it, and an orderly one."""
+
+
 @pytest.mark.parametrize("pool", CONCURRENCY)
-def test_nothing_is_lost_when_workers_are_killed(stage, pool):
+def test_nothing_is_lost_when_workers_are_killed_or_stopped_or_the_broker_restarts(stage, pool):
     # Given jobs that are acknowledged when they are done
     rng = random.Random(pool)
     stage.publish("done", *((number, 0.002) for number in range(JOBS)))
     conf = {"task_acks_late": True, "worker_prefetch_multiplier": 4}
     held = CONCURRENCY[pool] * 4
-    # When their workers are killed again and again
-    for number in range(KILLS):
-        process = stage.worker(pool, **conf)
+    ways = [DEATHS[number % len(DEATHS)] for number in range(KILLS)]
+    rng.shuffle(ways)
+    # When something dies under them again and again
+    deaths: list[tuple[str, set[int]]] = []
+    process = stage.worker(pool, **conf)
+    for way in ways:
         target = min(len(stage.done()) + rng.randint(1, max(1, JOBS // (KILLS + 1))), JOBS - 1)
-        assert stage.wait(lambda target=target: len(stage.done()) >= target), (number, stage.words())
-        kill(process)
-    last = stage.worker(pool, **conf)
+        assert stage.wait(lambda target=target: len(stage.done()) >= target), (deaths, stage.words())
+        deaths.append((way, {member.pid for member in tree(process)}))
+        if way == "broker restart":
+            stage.restart_broker()
+            continue
+        if way == "SIGKILL":
+            kill(process)
+        else:
+            assert stop(process) == 0, stage.words()
+        process = stage.worker(pool, **conf)
     # Then all are done
     assert stage.wait(lambda: len(stage.done()) == JOBS), (JOBS - len(stage.done()), stage.unacked(), stage.words())
     assert stage.wait(lambda: stage.unacked() == (0, 0)), stage.unacked()
-    assert stop(last) == 0
-    # And at most those twice that a killed worker held
-    assert sum(stage.done().values()) - JOBS <= KILLS * held
+    assert stop(process) == 0
+    # And twice only what a worker held that was killed, or that lost its broker; an orderly end costs nothing
+    twice = [
+        (number, doers, [way for way, pids in deaths if pids & set(doers) and way != "SIGTERM"])
+        for number, doers in stage.doers().items()
+        if len(doers) > 1
+    ]
+    assert [(number, doers, deaths) for number, doers, causes in twice if not causes] == []
+    assert sum(len(doers) - 1 for _, doers, _ in twice) <= held * sum(way != "SIGTERM" for way in ways), twice
 
 
 @pytest.mark.parametrize("pool", CONCURRENCY)
