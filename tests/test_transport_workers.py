@@ -98,12 +98,13 @@ class Stage:
             found.setdefault(number, []).append(pid)
         return found
 
-    def restart_broker(self) -> None:
-        """Kill the server and start it again on its files."""
+    def restart_broker(self, *, when: Callable[[], bool] = lambda: True) -> None:
+        """Kill the server and start it again on its files, as soon as that is so."""
         server = psutil.Process(self.client.info("server")["process_id"])
         binary, folder = server.exe(), server.cwd()
         server.kill()
         server.wait()
+        assert self.wait(when), self.words()
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.children.start([binary, f"{folder}/server.conf"], cwd=folder, **quiet)
         assert self.wait(self._answers)
@@ -323,6 +324,25 @@ def test_a_broken_connection_loses_nothing(stage, pool):
     assert stage.wait(lambda: stage.unacked() == (0, 0)), stage.unacked()
     assert psutil.pid_exists(process.pid)
     assert stop(process) == 0
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_job_that_runs_while_the_broker_is_away_is_done_once_and_what_waited_is_done_too(stage, pool):
+    # Given a job much longer than the visibility timeout, and others that wait behind it
+    stage.publish("linger", (1, 12.0))
+    stage.publish("done", *((number, 0.0) for number in range(2, 6)))
+    options = {"visibility_timeout": 2}
+    stage.worker(pool, concurrency=1, task_acks_late=True, worker_prefetch_multiplier=4, options=options)
+    assert stage.wait(lambda: stage.done()[1] == 1 and stage.unacked() == (4, 4)), stage.words()
+    # When the broker goes, and comes back after the worker has noticed
+    log = stage.folder / "worker-1"
+    stage.restart_broker(when=lambda: b"Cannot connect" in log.read_bytes())
+    assert stage.wait(lambda: log.read_bytes().count(b"Connected to") == 2), stage.words()
+    # Then another worker gets what waited, and not what is being done
+    stage.worker("solo", task_acks_late=True, options=options)
+    assert stage.wait(lambda: len(stage.done()) == 5), (stage.done(), stage.unacked(), stage.words())
+    assert stage.wait(lambda: stage.unacked() == (0, 0)), (stage.unacked(), stage.words())
+    assert stage.done()[1] == 1
 
 
 def test_remote_control_reaches_a_worker_that_is_busy_with_many_short_jobs(stage):

@@ -10,6 +10,7 @@ most one flight at a time, and nobody waits for it: what becomes due meanwhile t
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import sys
 import time
@@ -102,6 +103,7 @@ class Channel(stock.Channel):
         self._flight: Flight | None = None
         self._flights = 0
         self._lost: set[str] = set()  # it waits here still, and is somebody else's
+        self._missed: set[str] = set()  # of which it was said
         self._prepared: Any = None
         self._rings = False
         self._is_idle = False
@@ -237,6 +239,7 @@ class Channel(stock.Channel):
             handover.leave(self._address, handover.Estate(acks={tag}))
             return
         self._acks.add(tag)
+        self._missed.discard(tag)
         self.poller.wake_if_waiting()
 
     @property
@@ -521,6 +524,11 @@ class Channel(stock.Channel):
             kind = "requeued" if to_the_end else None
             self._return(client, (self._ending(tag, "", entry, kind, to_the_end=to_the_end) for tag, entry in entries))
 
+    @property
+    def may_sweep(self) -> bool:
+        """Whether all have had the time to renew since a connection broke."""
+        return not handover.was_interrupted(self._address) or time.monotonic() - self._swept_s >= self.sweep_s
+
     def sweep(self) -> None:
         """Put back what nobody renewed for the visibility timeout. Raises kombu's connection errors."""
         self._swept_s = time.monotonic()
@@ -738,7 +746,10 @@ class Channel(stock.Channel):
         now = time.monotonic()
         if now - self._renewed_s < self.renewal_s or self.closed:
             return
-        held = [*self._held(), *handover.kept(self._address)]
+        held = self._held()
+        if handover.kept(self._address):
+            gc.collect()  # what nobody can finish any more may lie in a cycle, and its lease must end
+            held += handover.kept(self._address)
         client = self._plain()
         gone: list[Any] = []
         for at in range(0, len(held), MOST_FETCHED):
@@ -748,8 +759,9 @@ class Channel(stock.Channel):
         self._lost.update({bytes_to_str(tag) for tag in gone}.intersection(self._waiting()))
         handover.release(self._address, *map(bytes_to_str, gone))
         still = set(self._held())
-        lost = [tag for tag in map(bytes_to_str, gone) if tag in still]
+        lost = [tag for tag in map(bytes_to_str, gone) if tag in still and tag not in self._missed]
         if lost:
+            self._missed.update(lost)
             logger.warning(
                 "%d messages were given to another worker while this one held them: it did not renew them for %g s "
                 "(visibility_timeout), and they are done twice",
@@ -798,9 +810,10 @@ class Channel(stock.Channel):
         try:
             super().close()
         finally:
-            if qos is not None:
+            if qos is not None and (left := qos.leave()):
                 # The broker could not take it back, and jobs run on.
-                handover.keep(self._address, qos.leave())
+                handover.keep(self._address, left)
+                handover.interrupt(self._address)
 
     def _forget_record(self) -> None:
         try:

@@ -94,7 +94,9 @@ class QoS(stock.QoS):
 
     def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:  # noqa: ARG002  kombu's
         """Put back what nobody has renewed for the visibility timeout."""
-        self.channel.sweep()
+        # kombu asks when it connects, too; after an interruption others have to renew first.
+        if self.channel.may_sweep:
+            self.channel.sweep()
 
     def leave(self) -> dict[str, Any]:
         """Give up what is delivered and not finished: the messages by tag."""
