@@ -115,7 +115,7 @@ def main() -> None:
         sys.exit(int(" passed" in done.stdout.splitlines()[-1] or done.returncode != 1))
     if not asked.stock:
         for reason in dict.fromkeys(LEFT_OUT.values()):
-            print(f"left out, {sum(each == reason for each in LEFT_OUT.values())} tests: {reason}")
+            print(f"left out, {sum(each == reason for each in LEFT_OUT.values())} names: {reason}")
     sys.exit(done.returncode)
 
 
