@@ -48,6 +48,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = ("-f", "compose.yaml", "-f", "deploy/scale/compose.yaml")
 PROJECT = "sidestep-scale"
 QUEUE, POOL = "cpu", "worker-prefork"
+COMPOSE = (2, 24, 4)
+"""Its first version that knows `!override`."""
 DONE, NOT_DRAINED, COULD_NOT, INTERRUPTED = 0, 1, 2, 130
 BUILD_S, UP_S, COMMAND_S = 900.0, 180.0, 90.0
 """What takes longer is stuck."""
@@ -141,9 +143,14 @@ def _ask(*args: str) -> str:
 
 
 def engine_cores() -> int:
-    """How many cores the engine has. Raises CouldNot where there is none that answers, or no Compose v2."""
-    if not _ask("compose", "version"):
+    """How many cores the engine has. Raises CouldNot where there is none that answers, or no Compose that can do it."""
+    if not (version := _ask("compose", "version", "--short")):
         raise CouldNot("Docker Compose v2 is needed; https://docs.docker.com/compose/install says how to get it")
+    if tuple(map(int, re.findall(r"\d+", version)[:3])) < COMPOSE:
+        raise CouldNot(
+            f"this is Docker Compose {version}, and {'.'.join(map(str, COMPOSE))} is needed; "
+            "https://docs.docker.com/compose/install says how to get it"
+        )
     if not (cores := _ask("info", "--format", "{{.NCPU}}")).isdecimal() or cores == "0":
         raise CouldNot("the Docker engine does not answer; is it running, and may you use it?")
     return int(cores)

@@ -263,6 +263,18 @@ def test_nonsense_is_refused_in_one_line(args, says):
     assert says in line
 
 
+@pytest.mark.parametrize("version", ["2.23.3", "2.24.3-desktop.1"])
+def test_a_compose_that_does_not_know_override_is_told_which_does(version, tmp_path):
+    fake = tmp_path / "docker"
+    fake.write_text(f"#!/bin/sh\necho {version}\n")
+    fake.chmod(0o755)
+    done = demo(PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert f"Docker Compose {version}" in line
+    assert "2.24.4 is needed" in line
+
+
 def left(project: str) -> list[str]:
     mine = ("--filter", f"label=com.docker.compose.project={project}", "-q")
     kinds = (("ps", "-a"), ("volume", "ls"), ("network", "ls"))
@@ -280,6 +292,22 @@ def project() -> str:
             pytest.fail("CI has no Docker engine")
         pytest.skip("no Docker engine answers")
     return f"sidestep-scale-test-{os.getpid()}"
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("project")
+def test_nobody_waits_for_the_health_of_a_service_that_nobody_checks():
+    files = ("-f", "compose.yaml", "-f", "deploy/scale/compose.yaml")
+    command = [DOCKER, "compose", *files, "config", "--format", "json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    services = json.loads(done.stdout)["services"]
+    unchecked = {name for name, service in services.items() if service.get("healthcheck", {}).get("disable")}
+    assert unchecked == {"worker-prefork"}
+    # The producer, which waits for Flower and hello, is not started here
+    waited_for = {
+        name for name, how in services["flower"]["depends_on"].items() if how["condition"] == "service_healthy"
+    }
+    assert waited_for == {"redis"}
 
 
 @pytest.mark.docker
