@@ -257,6 +257,13 @@ def test_whoever_selects_pods_finds_some():
             assert chosen(spec["podSelector"]["matchLabels"]), name_of(document)
 
 
+def test_flower_is_told_a_queue_that_a_worker_serves():
+    (flower,) = [d for d in PODS if d["metadata"]["name"] == "flower"]
+    told = {e["name"]: e.get("value") for e in flower["spec"]["template"]["spec"]["containers"][0]["env"]}
+    served = [d["spec"]["template"]["spec"]["containers"][0]["command"] for d in PODS if "worker" in name_of(d)]
+    assert any(f"--queues={told['SIDESTEP_QUEUE']}" in command for command in served)
+
+
 def test_all_who_use_redis_may_reach_it_and_nobody_else():
     policy = named("NetworkPolicy", "redis")["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
     for document in PODS:
@@ -512,7 +519,8 @@ def swarm() -> Iterator[None]:
             pytest.fail("CI has no Docker engine")
         pytest.skip("no Docker engine answers")
     if state != "inactive":
-        pytest.skip(f"this engine is in a Swarm already ({state}), which is not ours to leave")
+        why = f"this engine is in a Swarm already ({state}), which is not ours to leave"
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
     docker("build", "-q", "-t", IMAGE, ".")
     try:
         docker("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:2377")
