@@ -1,8 +1,8 @@
 """Simulated machines: each is a container with a share of a core, so that two cores make eight equal machines.
 
-They are workers of the image that the project's Dockerfile makes, on a network that leads nowhere but to the session's
-own broker. Marks lie in files that this machine's kernel maps into both sides, so one clock serves them all. What is
-not simulated: the network between machines, their disks, and a clock of their own.
+They are workers of the image that the project's Dockerfile makes, on a network that leads nowhere but to this machine,
+where the session's own broker listens. Marks lie in files that this machine's kernel maps into both sides, so one clock
+serves them all. What is not simulated: the network between machines, their disks, and a clock of their own.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Engine:
             )
         self._bound = str(self._client.config_get("bind")["bind"])
         try:
-            # Behind a random password, and on an address that no other machine can reach.
+            # Behind a random password, on a bridge inside this machine: others reach it only over a route made for it.
             self._client.config_set("bind", f"{self._bound} {gateway}")
         except redis.ResponseError as error:
             raise LabError(f"the broker cannot listen on {gateway} for the simulated machines: {error}") from None
