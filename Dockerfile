@@ -19,8 +19,9 @@ RUN rm -rf pyproject.toml constraints.txt Dockerfile deploy/requirements.py \
       install -d -m 0700 "/volumes/$part"; done
 
 FROM base
-# No installer in what runs. The folders give new volumes their owner.
-RUN python -c "import pathlib, shutil, pip; shutil.rmtree(pathlib.Path(pip.__file__).parent)" \
+# No pip in what runs, nor the copy of it that Python brings. The folders give new volumes their owner.
+RUN python -c "import pathlib, shutil, ensurepip, pip; [shutil.rmtree(pathlib.Path(m.__file__).parent) for m in (ensurepip, pip)]" \
+ && rm -rf /usr/share/python-wheels \
  && groupadd --gid 10001 sidestep \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin sidestep
 COPY --from=build /opt/sidestep /opt/sidestep

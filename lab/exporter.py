@@ -48,6 +48,8 @@ SEPARATOR, STEPS = "\x06\x16", (3, 6, 9)
 UNACKED = "unacked"
 VERDICTS = ("supported", "refuted", "inconclusive", "invalid")
 SUITES = ("suite.json", "suite.json.xz", "*/suite.json", "*/suite.json.xz")
+FINDINGS = "findings.json"
+"""What `sidestep report --json` wrote of a suite: taken as it is, where nothing that could judge is installed."""
 ALIVE_S = 3 * PULSE_S
 """Three signs of life may fail to come before a worker no longer counts as one that serves its queues."""
 JUDGING_S = 300.0
@@ -155,7 +157,7 @@ class Judged:
 
 
 class Newest:
-    """The verdicts of the newest suite in a folder, judged by another process whenever there is a newer one.
+    """The verdicts of the newest suite or findings in a folder; a suite is judged by another process when it is new.
 
     Its memory goes with it, and a scrape never waits for it: until it has ended, the verdicts are those of before.
     """
@@ -184,19 +186,36 @@ class Newest:
             self._judged = None
             return
         suite, written_s = found
+        if suite.name == FINDINGS:
+            try:
+                self._judged = Judged(written_s, _findings(suite.read_bytes()))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                _say(f"no verdicts: {suite} holds nothing that `sidestep report --json` wrote ({type(error).__name__})")
+            return
         # The console script, since it alone knows every experiment and its claims.
         command = [sys.executable, "-m", "experiments", "report", str(suite), "--json"]
         try:
             done = subprocess.run(command, capture_output=True, timeout=JUDGING_S, check=False)
-            self._judged = Judged(written_s, tuple(json.loads(done.stdout)["findings"]))
+            self._judged = Judged(written_s, _findings(done.stdout))
         except (OSError, subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as error:
             _say(f"no verdicts: {suite} cannot be judged ({type(error).__name__}); see `sidestep report {suite}`")
 
 
+def _findings(written: bytes) -> tuple[Mapping[str, Any], ...]:
+    """Those that `sidestep report --json` wrote. Raises ValueError, KeyError or TypeError where there are none."""
+    found = json.loads(written)["findings"]
+    for each in found:
+        if each["verdict"] not in VERDICTS or not isinstance(each["claim"], str):
+            raise ValueError(f"no finding: {each}")
+        for bound in ("value", "low", "high") if each["estimate"] else ():
+            float(each["estimate"].get(bound) or 0)
+    return tuple(found)
+
+
 def newest(runs: Path) -> tuple[Path, float] | None:
-    """The suite that was written last, in this folder or in those inside it, and when."""
+    """The suite that was written last, in this folder or in those inside it, or newer findings; and when."""
     found = []
-    for pattern in SUITES:
+    for pattern in (*SUITES, FINDINGS, f"*/{FINDINGS}"):
         for path in runs.glob(pattern):
             try:
                 found.append((path.stat().st_mtime, path))
@@ -449,7 +468,9 @@ class Bound(click.ParamType[float]):
     show_default=True,
     help="When a job that has not ended is overdue: longer than your longest job and wait.",
 )
-@click.option("--runs", type=click.Path(path_type=Path), help="Folder of suites; shows the newest one's verdicts.")
+@click.option(
+    "--runs", type=click.Path(path_type=Path), help="Folder of suites, or findings; shows the newest verdicts."
+)
 def cli(
     broker: str | None,
     listen: tuple[str, int],

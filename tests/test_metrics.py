@@ -719,6 +719,48 @@ def test_the_newest_suite_is_judged_and_a_damaged_one_is_one_line(tmp_path, caps
     assert "cannot be judged" in line
 
 
+def test_findings_that_lie_there_are_shown_without_anything_that_could_judge(tmp_path, monkeypatch, capsys):
+    # Given what `sidestep report --json` wrote, newer than a suite, and nothing that could be run
+    monkeypatch.setattr(exporter.sys, "executable", "/nowhere")
+    SuiteFile(tmp_path / "run").save(plausible_suite(EXPERIMENTS["gil-cpu"]))
+    file = tmp_path / exporter.FINDINGS
+    file.write_text(json.dumps({"suite": "runs/x/suite.json", "findings": FINDINGS}))
+    os.utime(file, (newest(tmp_path)[0].stat().st_mtime + 10,) * 2)  # type: ignore[index]
+    latest = Newest(tmp_path)
+    latest()
+    latest.wait()
+    judged = latest()
+    assert judged
+    assert judged.findings == tuple(FINDINGS)
+    assert judged.written_s == file.stat().st_mtime
+    # When it is being written again, or is something else, one line tells it and the last verdicts stay
+    for at, content in enumerate(("", '{"findings": [{"claim": "a/b"}]}', '{"findings": 7}')):
+        file.write_text(content)
+        os.utime(file, (judged.written_s + 10 + at,) * 2)
+        latest()
+        latest.wait()
+        assert latest() == judged
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "holds nothing that `sidestep report --json` wrote" in line
+
+
+@pytest.mark.real
+def test_what_report_writes_as_json_is_what_the_exporter_reads(tmp_path):
+    suite = tmp_path / "run"
+    SuiteFile(suite).save(plausible_suite(EXPERIMENTS["gil-cpu"]))
+    command = [sys.executable, "-m", "experiments", "report", str(suite), "--json"]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False, cwd=ROOT)
+    (tmp_path / "findings").mkdir()
+    (tmp_path / "findings" / exporter.FINDINGS).write_bytes(done.stdout)
+    latest = Newest(tmp_path / "findings")
+    latest()
+    latest.wait()
+    judged = latest()
+    assert judged
+    assert {finding["claim"] for finding in judged.findings} == {claim.id for claim in EXPERIMENTS["gil-cpu"].claims}
+    assert total(flat(verdicts(judged)), "sidestep_claim_verdict") == len(judged.findings)
+
+
 @pytest.mark.real
 def test_while_the_broker_is_away_the_exporter_says_so_once_and_goes_on(place, capsys):
     absent = Settings(broker="redis://:hunter2@127.0.0.1:1/0")
@@ -860,6 +902,12 @@ def board_queries() -> list[str]:
     return [*panels, *(note["expr"] for note in board["annotations"]["list"])]
 
 
+def console_queries() -> list[str]:
+    """Those of our own page in Prometheus."""
+    page = (DEPLOY / "prometheus" / "consoles" / "sidestep.html").read_text("utf-8")
+    return re.findall(r'^  \[".*", ".*", "(.*)"\],$', page, re.MULTILINE)
+
+
 def filled(query: str) -> str:
     """A query of the dashboard as Grafana would ask it."""
     return query.replace("$__rate_interval", "1m").replace("$queue", ".*")
@@ -869,7 +917,8 @@ def test_the_dashboard_and_the_rules_ask_only_for_metrics_that_there_are():
     offered = {name for name, _ in parsed(text_of(EXAMPLE))} | {"sidestep_up"}
     offered |= {metric.name for metric in verdicts(None)}
     rules = RULES.read_text("utf-8")
-    asked = set(re.findall(r"\bsidestep_\w+", "\n".join([rules, *board_queries()])))
+    assert len(console_queries()) >= 10
+    asked = set(re.findall(r"\bsidestep_\w+", "\n".join([rules, *board_queries(), *console_queries()])))
     assert asked <= offered, asked - offered
     # And somebody looks at each but the ends of histograms
     unseen = {name for name in offered - asked if not name.endswith(("_sum", "_count", "_created"))}
@@ -978,7 +1027,7 @@ def test_a_real_prometheus_answers_every_query_of_the_dashboard_and_tells_when_a
     meter = publisher(place.settings)
     assert meter
     # When jobs come and go
-    empty = set(board_queries())
+    empty = {*board_queries(), *console_queries()}
 
     def all_answered() -> bool:
         send(place, *[("x",)] * 5)
