@@ -102,6 +102,7 @@ def ci(tmp_path: Path) -> Callable[..., tuple[int, str, list[str]]]:
     calls = tmp_path / "calls"
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "lib.sh").write_text("environment() { :; }\n")
+    shutil.copy(ROOT / "scripts" / "test", tmp_path / "scripts" / "test")
     for tool in ("ip", "chromium", "prometheus", "promtool", "docker"):
         fake(tmp_path / "bin" / tool, "exit 0")
 
@@ -111,7 +112,7 @@ def ci(tmp_path: Path) -> Callable[..., tuple[int, str, list[str]]]:
         if "docker" in scripts:
             fake(tmp_path / "bin" / "docker", scripts["docker"])
         env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SIDESTEP_DOCKER_UP": "/nowhere"}
-        env["SIDESTEP_ARTIFACTS"] = str(tmp_path / "artifacts")
+        env |= {"SIDESTEP_ARTIFACTS": str(tmp_path / "artifacts"), "SIDESTEP_FREE_THREADED_BUILD": "/nowhere"}
         command = [str(tmp_path / ".ci" / "run")]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
         return done.returncode, done.stderr, calls.read_text().splitlines()
