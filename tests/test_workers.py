@@ -37,6 +37,7 @@ ARGS = {
     "digest": {"chunks": 1},
     "squeeze": {"chunks": 1},
     "snooze": {"ms": 1},
+    "stall": {"ms": 1},
     "fetch": {"url": Upstream(mean_ms=5), "key": EachJob()},
     "ask": {"key": EachJob()},
     "mixed": {"loops": Calibrated(ms=1), "io_ms": 1},

@@ -341,6 +341,8 @@ class Channel(stock.Channel):
         # While a broker was away nobody could renew. All may do so before the first of them looks for what is lost.
         if handover.was_interrupted(self._address):
             self._swept_s, self._renewed_s = time.monotonic(), 0.0
+            # Now, not with the next beat: a worker that starts at this moment looks at once.
+            self.renew()
 
     def _ring(self, _: Any) -> None:
         self._bell = True
