@@ -379,7 +379,10 @@ def test_a_job_under_way_is_finished_or_given_back(broker, tmp_path, signum, sta
     assert worker.returncode == status
     assert said.count("succeeded") == done
     assert not psutil.wait_procs(family, timeout=PATIENCE_S)[1]
-    assert (client.llen("sidestep:jobs"), client.hlen("sidestep:unacked")) == (left, unacked)
+    waits, held = client.llen("sidestep:jobs"), client.hlen("sidestep:unacked")
+    assert waits + held == left + unacked
+    # A process that was killed may have fetched its next job already.
+    assert held >= unacked if signum == signal.SIGKILL else held == unacked
 
 
 @pytest.mark.real
