@@ -93,6 +93,7 @@ class Bench:
             codec=setup.codec,
             results=None if _kept(setup) is None else _kept(setup) != "ignored",
             steps=setup.steps,
+            beats=setup.heartbeat_s is not None,
             dead_letters=False,
         )
         if setup.arena == "attached":
@@ -418,6 +419,7 @@ class Bench:
             last_words=words,
             steps=steps,
             changes=attached.changes(self._slices[0].start_ns) if attached and self._slices else (),
+            beats_ns=tuple(int(beat) - self._slices[0].start_ns for beat in self._tapes.beats() if self._slices),
         )
 
 

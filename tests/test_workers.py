@@ -17,7 +17,7 @@ from lab.environment import cores
 from lab.model import RESULTS, FrozenArgs, LabError, Load, Setup, Trial
 from lab.runner import Runner
 from lab.session import open_session
-from lab.stats import ack_gap_p50_s, held_p50_s, lost_updates
+from lab.stats import ack_gap_p50_s, heartbeat_late_s, held_p50_s, lost_updates
 from producer.pacers import Burst, Closed, Constant
 from producer.payloads import Calibrated, Cycle, EachJob, Payload, Referred, Text, Upstream
 from tasks.codecs import CODECS
@@ -388,6 +388,17 @@ def test_it_is_seen_when_each_job_was_acknowledged(runner, pool):
     assert (late.steps.acked_ns > late.samples.ended_ns).all()
     assert ack_gap_p50_s(late) > 0
     assert pool == "solo" or (early.steps.acked_ns < early.samples.ended_ns).mean() > 0.5
+
+
+def test_heartbeats_are_seen_and_a_solo_worker_sends_none_while_it_does_a_job(runner):
+    # Given a heartbeat a second, and a job of 2.5 s
+    setup = Setup(job="snooze", args={"ms": 2500}, pacer=Burst(2), pool="solo", heartbeat_s=1)
+    solo, threads = (runner.run(Trial("test", replace(setup, pool=pool), 0)) for pool in ("solo", "threads"))
+    # Then the one's comes after the job, and the other's in between
+    assert heartbeat_late_s(solo) > 1
+    assert heartbeat_late_s(threads) < heartbeat_late_s(solo) / 2
+    for run in (solo, threads):
+        assert run.ledger.done == len(run.samples) == 2, "a heartbeat is no job"
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 from numpy.typing import NDArray
 
 from lab.load.books import Ends
-from lab.load.idents import halves, read
+from lab.load.idents import halves, read, tag_of
 from lab.load.model import ErrorGroup, Observation, Watch
 from lab.observe import MARKS
 from tasks.timeline import CAPACITY, DONE, HEADER_BYTES, STEPS, TAPE_BYTES
@@ -35,7 +35,7 @@ _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
 
 class Watching(Protocol):
-    """Sees ends."""
+    """Sees ends. What a way of watching cannot know has its answer here."""
 
     about: Observation
 
@@ -47,29 +47,33 @@ class Watching(Protocol):
         """What of the run has ended since the last time."""
         ...
 
-    def trouble(self) -> str:
-        """Why nothing more will be seen; empty as long as all is well."""
-        ...
-
     def errors(self) -> tuple[ErrorGroup, ...]:
         """What failures said."""
-        ...
-
-    def gone(self) -> str:
-        """Which workers of somebody else have died, so that a run is of no use; empty as long as none has."""
-        ...
-
-    def left(self) -> Sequence[str]:
-        """Those that said good-bye."""
-        ...
-
-    def heard_s(self) -> Mapping[str, float]:
-        """Of each worker whose clock may not be ours, the least from a moment by its clock until it was heard of."""
         ...
 
     def close(self) -> None:
         """Stop watching; safe to call twice."""
         ...
+
+    def trouble(self) -> str:
+        """Why nothing more will be seen; empty as long as all is well."""
+        return ""
+
+    def under_way(self) -> int:
+        """How many jobs had begun and not ended at the last look; 0 where that is not to be seen."""
+        return 0
+
+    def gone(self) -> str:
+        """Which workers of somebody else have died, so that a run is of no use; empty as long as none has."""
+        return ""
+
+    def left(self) -> Sequence[str]:
+        """Those that said good-bye."""
+        return ()
+
+    def heard_s(self) -> Mapping[str, float]:
+        """Of each worker whose clock may not be ours, the least from a moment by its clock until it was heard of."""
+        return {}
 
 
 class Groups:
@@ -114,7 +118,7 @@ class Folder(NamedTuple):
     logs: Path
 
 
-class Marks:
+class Marks(Watching):
     """Reads the tapes of our own workers as they are written; one that is full and done with is removed."""
 
     about = Observation(
@@ -137,10 +141,6 @@ class Marks:
         self._log_from = {
             log: log.stat().st_size for folder in self._folders for log in folder.logs.glob("worker-*.log")
         }
-
-    def trouble(self) -> str:
-        """See `Watching`."""
-        return ""
 
     def ended(self) -> Iterator[Ends]:
         """See `Watching`."""
@@ -169,6 +169,11 @@ class Marks:
                 del self._reels[path]
                 path.unlink(missing_ok=True)
 
+    def under_way(self) -> int:
+        """See `Watching`. A job whose process was killed looks so for good."""
+        under_way = [reel.under_way() for reel in self._reels.values()]
+        return sum(int((read(marks["nonce"], marks["seq"]).tag == self._tag).sum()) for marks in under_way)
+
     def _place(self, pool: str, path: Path) -> int:
         """Which worker a tape is of: processes of a pool are numbered as they appear."""
         process = (pool, path.name.partition("-")[0])
@@ -190,18 +195,6 @@ class Marks:
                             groups.add(match[2], match[3])
         return groups.value
 
-    def gone(self) -> str:
-        """See `Watching`. Who runs ours looks after them."""
-        return ""
-
-    def left(self) -> Sequence[str]:
-        """See `Watching`."""
-        return ()
-
-    def heard_s(self) -> Mapping[str, float]:
-        """See `Watching`. All moments are of our own clock."""
-        return {}
-
     def close(self) -> None:
         """See `Watching`."""
         self._reels.clear()
@@ -220,6 +213,10 @@ class _Reel:
     def is_over(self) -> bool:
         """Whether nothing more will come of it."""
         return self._begun == CAPACITY and not len(self._under_way)
+
+    def under_way(self) -> NDArray[Any]:
+        """The marks of jobs that had begun and not ended at the last look."""
+        return self._marks[self._under_way]
 
     def ended(self) -> NDArray[Any]:
         """Copies of the marks of jobs that ended since the last look, however long others of the same tape take."""
@@ -294,7 +291,7 @@ class _Heard:
             )
 
 
-class Events:
+class Events(Watching):
     """Listens to Celery's events in a thread of its own. Times are the workers' wall clocks, moved to our own."""
 
     about = Observation(
@@ -319,6 +316,7 @@ class Events:
         self._app, self._heard, self._groups = app, _Heard(), Groups()
         self._tag = -1
         self._heard_ns: dict[str, int] = {}
+        self._begun = set[str]()
         self._stands = threading.Event()
         self._receiver: Any = None
         self.lost_connection = ""
@@ -344,9 +342,13 @@ class Events:
         kind = event.get("type")
         self.heard += 1
         self._notice(str(kind), str(event.get("hostname")))
+        job = str(event.get("uuid"))
+        if kind == "task-started" and tag_of(job) == self._tag:
+            self._begun.add(job)
         if kind not in self._OVER:
             return
-        good, job = self._OVER[str(kind)], str(event.get("uuid"))
+        self._begun.discard(job)
+        good = self._OVER[str(kind)]
         # Our own two clocks are compared each time: the time of day may be set while a soak runs.
         now_ns, day_ns, worker = time.monotonic_ns(), time.time_ns(), str(event.get("hostname"))
         took_ns = day_ns - round(float(event["timestamp"]) * 1e9)
@@ -373,7 +375,11 @@ class Events:
 
     def begin(self, tag: int, names: Sequence[str]) -> None:
         """See `Watching`."""
-        self._tag, self._groups, self._heard_ns = tag, Groups(tag, tuple(names)), {}
+        self._tag, self._groups, self._heard_ns, self._begun = tag, Groups(tag, tuple(names)), {}, set()
+
+    def under_way(self) -> int:
+        """See `Watching`."""
+        return len(self._begun)
 
     def trouble(self) -> str:
         """See `Watching`."""
@@ -413,7 +419,7 @@ class Events:
         self._thread.join(LISTEN_S)
 
 
-class Results:
+class Results(Watching):
     """Listens to what a Redis result backend announces of each result, in a thread of its own."""
 
     about = Observation(
@@ -479,18 +485,6 @@ class Results:
     def errors(self) -> tuple[ErrorGroup, ...]:
         """See `Watching`."""
         return self._groups.value
-
-    def gone(self) -> str:
-        """See `Watching`. A backend knows nothing of workers."""
-        return ""
-
-    def left(self) -> Sequence[str]:
-        """See `Watching`."""
-        return ()
-
-    def heard_s(self) -> Mapping[str, float]:
-        """See `Watching`. All moments are of our own clock."""
-        return {}
 
     def close(self) -> None:
         """See `Watching`."""
