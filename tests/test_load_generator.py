@@ -410,6 +410,23 @@ def test_a_wrong_result_is_a_failure_and_says_so():
     assert (books.kinds[0].done, books.kinds[0].failed, books.kinds[0].wrong) == (1, 1, 1)
 
 
+def test_latency_by_kind_and_worker_is_known_of_the_last_ticks_and_kept_of_none():
+    books = Books(["a", "b"], start_ns=0, window_s=(0.0, 100.0))
+    # Given jobs of two kinds that end in the first second, and one of each second for ten more
+    books.ended(ends([(0, 100, True), (1, 200, True)]))
+    books.ended(ends([(2, 400, True)], kind=1))
+    first = books.tick(0, in_flight=0)
+    assert {name: len(one) for name, one in first.kind_latency.items()} == {"a": 2, "b": 1}
+    assert first.worker_latency["w 1"].merged() == first.latency
+    for second in range(1, 11):
+        books.ended(ends([(10 + second, 1000 * second + 500, True)]))
+    # Then the first is forgotten, the newest is not, and a day of them would fill no memory
+    assert books.tick(0, in_flight=0).kind_latency == {}
+    assert len(books.tick(10, in_flight=0).kind_latency["a"]) == 1
+    assert sum(bool(tick.worker_latency) for tick in books.ticks()) <= DETAILED_TICKS
+    assert len(books.tick(0, in_flight=0).latency) == 3
+
+
 def test_warm_up_counts_in_the_ledger_and_in_no_figure():
     # Given jobs due at 0, in the warm-up of a second
     books = Books(["k"], start_ns=0, window_s=(1.0, 2.0))
