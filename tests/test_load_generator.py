@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from lab.load import idents
 from lab.load.apps import Address
 from lab.load.arguments import Arguments
-from lab.load.books import Bits, Books, Ends
+from lab.load.books import DETAILED_TICKS, Bits, Books, Ends
 from lab.load.generator import BATCH, Log, Order, Producer, feed_of, issued
 from lab.load.hdr import HIGHEST_NS, Histogram, Layout, Recorder, decoded, of
 from lab.load.model import Arrivals, Drawn, Kind, Made, Numbered, Piece, Scenario, Stage
