@@ -521,6 +521,42 @@ def test_a_worker_of_somebody_else_that_falls_silent_or_is_the_last_to_leave_is_
     assert watch.gone() == ""
 
 
+def test_a_worker_that_sends_no_heartbeat_in_the_midst_of_a_job_is_not_missed_then(monkeypatch: pytest.MonkeyPatch):
+    # Given a worker that does its jobs in the thread that sends its heartbeats, and one that does not
+    watch = Events(NoBroker(), {"solo@far", "threads@far"})
+
+    def said(kind: str, worker: str, job: str = "") -> None:
+        watch._event({"type": kind, "hostname": worker, "uuid": job, "timestamp": time.time()})
+
+    for worker in ("solo@far", "threads@far"):
+        said("worker-heartbeat", worker)
+        said("task-started", worker, f"a job of {worker}")
+    said("worker-heartbeat", "threads@far")
+    # When both fall silent
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + SILENT_S + 1)
+    # Then only the one that was heard of while it had a job is missed
+    assert watch.gone().startswith("threads@far has sent no heartbeat")
+    said("task-succeeded", "threads@far", "a job of threads@far")
+    assert watch.gone() == ""
+    # And the other too, once it has none
+    said("task-succeeded", "solo@far", "a job of solo@far")
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 2 * SILENT_S + 2)
+    said("worker-heartbeat", "threads@far")
+    assert watch.gone().startswith("solo@far has sent no heartbeat")
+
+
+def test_jobs_of_the_run_that_have_begun_and_not_ended_are_counted_by_their_events():
+    watch = Events(NoBroker())
+    watch.begin(7, ["k"])
+    own, other = idents.job_id(7, 0, 1, 0, 0), idents.job_id(6, 0, 1, 0, 0)
+    for job in (own, other, "no-uuid"):
+        watch._event({"type": "task-started", "hostname": "w", "uuid": job, "timestamp": time.time()})
+    assert watch.under_way() == 1
+    watch._event({"type": "task-retried", "hostname": "w", "uuid": own, "timestamp": time.time()})
+    assert watch.under_way() == 0
+
+
 def test_the_books_take_no_more_memory_for_more_jobs():
     # Given books with a hundred thousand jobs
     books = Books(["k"], start_ns=0, window_s=(0.0, 100.0))

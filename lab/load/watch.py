@@ -29,7 +29,7 @@ MOST_LOG_BYTES = 8 << 20
 LISTEN_S = 5.0
 """How long a subscription may take to stand."""
 SILENT_S = 30.0
-"""Without a sign of a worker that sends one every two seconds; a solo worker sends none while it does a job."""
+"""Without a sign of a worker that sends one every two seconds."""
 _RAISED = re.compile(r"Task (\S+)\[([0-9a-f-]{32,36})\] raised unexpected: (.*)")
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
@@ -316,7 +316,9 @@ class Events(Watching):
         self._app, self._heard, self._groups = app, _Heard(), Groups()
         self._tag = -1
         self._heard_ns: dict[str, int] = {}
-        self._begun = set[str]()
+        self._begun: dict[str, set[str]] = {}
+        """Of each worker the jobs that it has begun and not ended, ours or not."""
+        self._beats_while_busy = set[str]()
         self._stands = threading.Event()
         self._receiver: Any = None
         self.lost_connection = ""
@@ -339,18 +341,17 @@ class Events(Watching):
             self._stands.set()
 
     def _event(self, event: Mapping[str, Any]) -> None:
-        kind = event.get("type")
+        kind, worker, job = event.get("type"), str(event.get("hostname")), str(event.get("uuid"))
         self.heard += 1
-        self._notice(str(kind), str(event.get("hostname")))
-        job = str(event.get("uuid"))
-        if kind == "task-started" and tag_of(job) == self._tag:
-            self._begun.add(job)
+        self._notice(str(kind), worker)
+        if kind == "task-started":
+            self._begun.setdefault(worker, set()).add(job)
         if kind not in self._OVER:
             return
-        self._begun.discard(job)
+        self._begun.get(worker, set()).discard(job)
         good = self._OVER[str(kind)]
         # Our own two clocks are compared each time: the time of day may be set while a soak runs.
-        now_ns, day_ns, worker = time.monotonic_ns(), time.time_ns(), str(event.get("hostname"))
+        now_ns, day_ns = time.monotonic_ns(), time.time_ns()
         took_ns = day_ns - round(float(event["timestamp"]) * 1e9)
         self._heard_ns[worker] = min(took_ns, self._heard_ns.get(worker, took_ns))
         ended_ns = now_ns - took_ns
@@ -370,16 +371,20 @@ class Events(Watching):
         elif kind in {"worker-online", "worker-heartbeat"}:
             self._offline.discard(worker)
             self._beat_s[worker] = time.monotonic()
+            if kind == "worker-online":
+                self._begun.pop(worker, None)  # what it had begun before it started anew, it does not do
+            elif self._begun.get(worker):
+                self._beats_while_busy.add(worker)
         elif worker in self._beat_s:
             self._beat_s[worker] = time.monotonic()
 
     def begin(self, tag: int, names: Sequence[str]) -> None:
         """See `Watching`."""
-        self._tag, self._groups, self._heard_ns, self._begun = tag, Groups(tag, tuple(names)), {}, set()
+        self._tag, self._groups, self._heard_ns = tag, Groups(tag, tuple(names)), {}
 
     def under_way(self) -> int:
         """See `Watching`."""
-        return len(self._begun)
+        return sum(tag_of(job) == self._tag for jobs in list(self._begun.values()) for job in list(jobs))
 
     def trouble(self) -> str:
         """See `Watching`."""
@@ -394,12 +399,13 @@ class Events(Watching):
         return self._groups.value
 
     def gone(self) -> str:
-        """See `Watching`. Who never sends a heartbeat is not missed."""
+        """See `Watching`. Who never sends a heartbeat is not missed, nor, in the midst of a job, who sends none then."""
         if self._workers and self._workers <= self._offline:
             return "the last worker that serves these queues said good-bye"
         now_s = time.monotonic()
         for name, beat_s in list(self._beat_s.items()):
-            if name not in self._offline and now_s - beat_s > SILENT_S:
+            busy_and_mute = self._begun.get(name) and name not in self._beats_while_busy
+            if name not in self._offline and now_s - beat_s > SILENT_S and not busy_and_mute:
                 return f"{name} has sent no heartbeat for {now_s - beat_s:.0f} s"
         return ""
 
