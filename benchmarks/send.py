@@ -2,13 +2,14 @@
 
 Run as `python send.py MODULE PACKAGE...` in the library's own environment. MODULE is one of the `on_*` here; it offers
 `one(numbers)`, which sends a no-op job for each number by the library's documented way, `nap(numbers, seconds)`, which
-sends jobs that sleep, and, where the library has one, `bulk(numbers)` and `many_naps(numbers, seconds)`, many at once. They
-may be coroutine functions: one event loop lives as long as the producer. The first line said is the versions of the
-packages named.
+sends jobs that sleep, and, where the library has a way to send many at once, `bulk(numbers)` and `many_naps(numbers,
+seconds)`. They may be coroutine functions: one event loop lives as long as the producer. The first line said is the
+versions of the packages named.
 
-An order is a JSON object: `{"do": "one", "first": 0, "count": 100}`, also `bulk`, `nap` and `many_naps` (with `seconds`),
-`idle`, which sends one job at a time, each `gaps_s[i]` after the one before it has started, and answers when each was
-sent, and `paced`, which sends job after job when it is due, `due_s[i]` after the first moment, and answers when that was.
+An order is a JSON object: `{"do": "one", "first": 0, "count": 100}`, also `bulk`, `nap` and `many_naps` (with
+`seconds`), `idle`, which sends one job at a time, each `gaps_s[i]` after the one before it has started, and answers
+when each was sent, and `paced`, which sends job after job when it is due, `due_s[i]` after the first moment, and
+answers when that was.
 """
 
 import asyncio

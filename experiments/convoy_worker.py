@@ -67,11 +67,11 @@ experiment = Experiment(
         ),
         Claim(
             id="convoy-worker/heartbeat",
-            says="Beside two computing jobs no heartbeat of a threads worker comes more than 0.1 s late.",
+            says="Beside two computing jobs no heartbeat of a threads worker comes more than half a second late.",
             measure=Level("heartbeat_late_s", of={"pool": "threads", "heartbeat_s": 1}),
-            at_most=0.1,
-            why="The thread that sends it needs the GIL a few times only, each time after a switch interval or two, and"
-            " nobody waits for it in between.",
+            at_most=0.5,
+            why="The thread that sends it needs the GIL some twenty times, each after a switch interval; whoever listens"
+            " takes a worker for offline only when it is late by a whole interval, which is two seconds unasked.",
             advice="A threads worker that computes stays alive for its neighbours and for Flower. Prefork's too: its"
             " heartbeats come from a process that runs no job.",
             otherwise="Heartbeats of a threads worker that computes come late here: do not let anything restart a"

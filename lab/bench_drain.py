@@ -81,7 +81,9 @@ def drain(
     rows = [row for row in ROWS.values() if peers or row.name not in RIVALS]
     size = replace(QUICK if quick else FULL, repeats=repeats or (QUICK if quick else FULL).repeats)
     answer_size = replace(QUICK_ANSWERS if quick else FULL_ANSWERS, blocks=size.repeats)
-    answering = {f"{side}-{pool}": ROWS[f"{side}-{pool}"] for pool in POOLS for side in (STOCK, OURS)} if answers else {}
+    answering = (
+        {f"{side}-{pool}": ROWS[f"{side}-{pool}"] for pool in POOLS for side in (STOCK, OURS)} if answers else {}
+    )
     human = Console(stderr=want_json, highlight=False, markup=False)
     notes = human if human.is_terminal else Console(stderr=True, highlight=False, markup=False)
     with open_session() as session:
@@ -111,7 +113,11 @@ def drain(
     if want_json:
         machine = environment.fingerprint()
         shown = {name: machine[name] for name in ("cpu", "cores", "virtual", "kernel", "python")}
-        print(json.dumps({**as_json(compared, answered), "broker": server, "machine": shown, "seed": seed}, allow_nan=False))
+        print(
+            json.dumps(
+                {**as_json(compared, answered), "broker": server, "machine": shown, "seed": seed}, allow_nan=False
+            )
+        )
     if not human.is_terminal:
         human = Console(stderr=want_json, highlight=False, markup=False, width=PIPED_COLUMNS)
     for part in parts(compared, answered, server):
@@ -143,7 +149,8 @@ def parts(compared: Compared, answers: Answers, server: str) -> Iterator[object]
         yield ""
     yield (
         "Both transports: acknowledged late, prefetch 64, no results, else Celery's defaults. processes is "
-        f"`--pool processes -c 2`. Half load is half of what stock drains on that pool. {plural(len(compared.blocks), 'block')} on {server}, "
+        "`--pool processes -c 2`. Half load is half of what stock drains on that pool. "
+        f"{plural(len(compared.blocks), 'block')} on {server}, "
         f"{plural(compared.retakes, 'trial')} taken again; geometric means, 95 % intervals over blocks."
     )
     for name, why in compared.left_out.items():

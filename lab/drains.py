@@ -199,7 +199,7 @@ Answers = Sequence[Mapping[str, Answer]]
 
 def half_rates_hz(compared: Compared) -> dict[str, float]:
     """For each row that answers, half of what stock with the same pool was seen to drain; both sides get the same."""
-    found = {}
+    found: dict[str, float] = {}
     for pool in POOLS:
         if level := compared.level("drain", f"{STOCK}-{pool}"):
             found |= {f"{side}-{pool}": level.value / 2 for side in (STOCK, OURS)}

@@ -454,6 +454,7 @@ SETTLE_S = 0.3
 
 
 def snapshot(rig: Rig, workers: Workers, helpers: list[psutil.Process]) -> resources.Snapshot:
+    """Every counter of the machine, the workers and the broker, once."""
     return resources.snapshot(workers.all(), helpers, resources.counters_after(rig.session.client, local=True))
 
 

@@ -1,9 +1,9 @@
 """Celery's own integration tests, run with Sidestep's transport.
 
 Run as `.venv/bin/python -m scripts.celery_proof [--stock] [OPTION OF PYTEST ...]` from the checkout, such as
-`-k retry`. Fetches the source of the installed Celery from the package index, takes the tests out of it, starts a private server,
-and runs them with a prefork worker whose `broker_transport` is this one; with `--stock` kombu's own. What fails is run
-once more, as Celery's own CI runs flaky tests up to five times more. Exit status as pytest's.
+`-k retry`. Fetches the source of the installed Celery from the package index, takes the tests out of it, starts a
+private server, and runs them with a prefork worker whose `broker_transport` is this one; with `--stock` kombu's own.
+What fails is run once more, as Celery's own CI runs flaky tests up to five times more. Exit status as pytest's.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def main() -> None:
         url = f"redis://127.0.0.1:{port}/0"
         environ = {"TEST_BROKER": url, "TEST_BACKEND": url, "REDIS_HOST": "127.0.0.1", "REDIS_PORT": port}
         environ["PYTHONPATH"] = str(ROOT)
-        chosen = [f"t/integration/{module}.py" for module in MODULES if (folder / f"t/integration/{module}.py").exists()]
+        chosen = [
+            f"t/integration/{module}.py" for module in MODULES if (folder / f"t/integration/{module}.py").exists()
+        ]
         without = [f"--deselect=t/integration/{name}" for name in LEFT_OUT]
         status = run(folder, environ, *chosen, *without, *options)
         if status == 1:

@@ -1,6 +1,8 @@
 """Real workers of every pool do every job, and every job is accounted for."""
 
 import contextlib
+import gc
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -388,6 +390,22 @@ def test_it_is_seen_when_each_job_was_acknowledged(runner, pool):
     assert (late.steps.acked_ns > late.samples.ended_ns).all()
     assert ack_gap_p50_s(late) > 0
     assert pool == "solo" or (early.steps.acked_ns < early.samples.ended_ns).mean() > 0.5
+
+
+def test_a_trial_leaves_no_file_open_however_seldom_python_looks_for_garbage(runner):
+    setup = Setup(job="noop", args={}, pacer=Burst(5), pool="solo")
+
+    def open_files() -> int:
+        runner.run(Trial("test", setup, 0))
+        return len(os.listdir("/proc/self/fd"))
+
+    # Given a process that holds so much that Python looks for garbage once in a long while
+    gc.disable()
+    try:
+        first = open_files()
+        assert [open_files() for _ in range(3)] == [first] * 3
+    finally:
+        gc.enable()
 
 
 def test_heartbeats_are_seen_and_a_solo_worker_sends_none_while_it_does_a_job(runner):

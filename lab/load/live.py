@@ -124,8 +124,8 @@ def _tables(recent: Sequence[Tick], of_kinds: Mapping[str, str]) -> list[Table]:
     seconds = math.fsum(tick.length_s for tick in recent)
     kinds = Table("kind", *map(_right, (*RATES, "p50", "p99")), box=None, pad_edge=False)
     for name in sorted({kind for tick in recent for kind in tick.kinds}):
-        own = _together(recent, "kind_latency", {name})
-        kinds.add_row(plain(name), *_done_and_failed(recent, {name}, seconds), _ms(own, 0.5), _ms(own, 0.99))
+        took = _together(recent, "kind_latency", {name})
+        kinds.add_row(plain(name), *_done_and_failed(recent, {name}, seconds), _ms(took, 0.5), _ms(took, 0.99))
     queues = Table("queue", *map(_right, ("waiting", *RATES, "p99")), box=None, pad_edge=False)
     for name, depth in sorted(last.depth.items()):
         own = {kind for kind, queue in of_kinds.items() if queue == name}

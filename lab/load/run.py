@@ -43,8 +43,8 @@ PRODUCER_HZ = 20_000.0
 """What one producer is asked for, unless the scenario says how many there are."""
 NOTED_OTHERS_CORES, NOTED_STEAL_CORES = 0.25, 0.10
 SETTLED_S = 0.25
-"""A message is neither in a queue nor noted as fetched, nor its job begun, for some milliseconds; a second look after so
-long must find none either."""
+"""A message is neither in a queue nor noted as fetched, nor its job begun, for some milliseconds: all looks for so long
+must find none."""
 
 OnTick = Callable[[Tick], None]
 OnEnds = Callable[[Ends], None]

@@ -399,7 +399,7 @@ class Events(Watching):
         return self._groups.value
 
     def gone(self) -> str:
-        """See `Watching`. Who never sends a heartbeat is not missed, nor, in the midst of a job, who sends none then."""
+        """See `Watching`. Who sends no heartbeat is not missed; nor is, in the midst of a job, who sends none then."""
         if self._workers and self._workers <= self._offline:
             return "the last worker that serves these queues said good-bye"
         now_s = time.monotonic()
