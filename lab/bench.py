@@ -58,8 +58,6 @@ BROKER_TIMEOUT_S = 30.0
 def _no_garbage_collection() -> Iterator[None]:
     """While it is open the collector rests: a pass over a large suite takes 10 ms and makes jobs late."""
     gc.collect()
-    # The runs so far stay until the end: only what is new is looked through the next time.
-    gc.freeze()
     gc.disable()
     try:
         yield
