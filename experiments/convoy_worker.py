@@ -1,5 +1,7 @@
 """The convoy effect inside a Celery worker: quick jobs beside computing ones, in one threads worker or apart."""
 
+from dataclasses import replace
+
 from lab.model import Arms, Claim, Curve, Experiment, Level, Load, Ratio, Setup
 from producer.pacers import Burst, Constant
 from producer.payloads import Calibrated
@@ -22,8 +24,11 @@ experiment = Experiment(
         Arms({"beside": (COMPUTING,), "apart": ("prefork",)}),
         # Only a late acknowledgement comes after the job.
         Arms({"beside": (None, COMPUTING), "acks_late": (True,), "steps": (True,)}),
-        Arms({"beside": (LONG,), "heartbeat_s": (1,)}),
-        Arms({"beside": (LONG,), "heartbeat_s": (1,), "pool": ("solo",), "concurrency": (1,)}),
+        Arms({"beside": (LONG,), "heartbeat_s": (1,)}, quick={"beside": COMPUTING}),
+        Arms(
+            {"beside": (LONG,), "heartbeat_s": (1,), "pool": ("solo",), "concurrency": (1,)},
+            quick={"beside": replace(LONG, pacer=Burst(1))},
+        ),
     ),
     claims=(
         Claim(
