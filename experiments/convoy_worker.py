@@ -1,7 +1,5 @@
 """The convoy effect inside a Celery worker: quick jobs beside computing ones, in one threads worker or apart."""
 
-from dataclasses import replace
-
 from lab.model import Arms, Claim, Curve, Experiment, Level, Load, Ratio, Setup
 from producer.pacers import Burst, Constant
 from producer.payloads import Calibrated
@@ -13,6 +11,7 @@ TOGETHER = {"beside": COMPUTING, "apart": None, "acks_late": None, "heartbeat_s"
 
 # A heartbeat a second is the fastest that Celery sends: some come within 6 s of work.
 LONG = Load("spin", {"loops": Calibrated(ms=3000)}, Burst(2))
+ONE_LONG = Load("spin", {"loops": Calibrated(ms=3000)}, Burst(1))
 
 experiment = Experiment(
     name="convoy-worker",
@@ -27,7 +26,7 @@ experiment = Experiment(
         Arms({"beside": (LONG,), "heartbeat_s": (1,)}, quick={"beside": COMPUTING}),
         Arms(
             {"beside": (LONG,), "heartbeat_s": (1,), "pool": ("solo",), "concurrency": (1,)},
-            quick={"beside": replace(LONG, pacer=Burst(1))},
+            quick={"beside": ONE_LONG},
         ),
     ),
     claims=(
