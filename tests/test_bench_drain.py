@@ -209,8 +209,8 @@ def test_how_soon_either_transport_answers_is_measured():
         assert len(one.idle_s) == 5
         assert len(one.half_s) == len(one.lag_s) == len(due_s)
         assert all(0 < late <= took for late, took in zip(one.lag_s, one.half_s, strict=True))
-    # kombu's own asks again and again for what is not there
-    assert found["sidestep-threads"].still_hz <= found["stock-threads"].still_hz
+    # kombu's own asks again and again for what is not there; the other looks for what is overdue once in a while
+    assert found["sidestep-threads"].still_hz <= found["stock-threads"].still_hz + 2
 
 
 @pytest.mark.real
