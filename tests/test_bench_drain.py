@@ -191,10 +191,12 @@ def test_green_workers_wait_for_many_jobs_at_once(pool: str):
         rig, left_out = open_rig(session, rows)
         assert not left_out
         taken = [trial(rig, row, 0, random.Random(0), fill="bulk") for row in rows]
-    for each in taken:
-        assert (each.missing, each.doubled) == (0, 0)
-        # Then more are done than one slot could do
-        assert each.drain_hz > 2 / NAP_S
+    # Then more are done than one slot could do
+    assert all(each.drain_hz > 2 / NAP_S for each in taken)
+    # And with ours each once. kombu's own was seen to lose jobs here, and to do some twice, on a busy machine: redis-py
+    # gives up on an answer after five seconds, and then the worker connects anew
+    ours = taken[1]
+    assert (ours.missing, ours.doubled) == (0, 0)
 
 
 @pytest.mark.real
