@@ -34,6 +34,11 @@ POOLS: Mapping[str, tuple[str, ...]] = {
 GREEN = ("gevent", "eventlet")
 GREEN_SLOTS, NAP_S = 500, 0.05
 """What such a pool is for: many jobs that wait. Its slots allow 10,000 of them a second."""
+GREEN_SAME: Mapping[str, Any] = {
+    **SAME,
+    # kombu's ten are too few for greenlets that acknowledge at once: who finds none gives up, and the job runs again.
+    "broker_transport_options": {"max_connections": 2 * GREEN_SLOTS},
+}
 GREEN_STOCK_JOBS, GREEN_OURS_JOBS = 3000, 12_000
 PROCESSES = "processes"
 SUPERVISED = ("python", "-m", "tasks.processes", "2", "processes@bench", "on_celery", "-l", "WARNING")
@@ -42,9 +47,9 @@ WORKER = ("celery", "-A", "on_celery", "worker", "-l", "WARNING")
 STOCK_JOBS, OURS_JOBS = 2000, 12_000
 
 
-def _row(side: str, pool: str, command: tuple[str, ...], slots: str) -> Peer:
+def _row(side: str, pool: str, command: tuple[str, ...], slots: str, same: Mapping[str, Any] = SAME) -> Peer:
     ours = side == OURS
-    conf = {**SAME, "broker_transport": TRANSPORT} if ours else SAME
+    conf = {**same, "broker_transport": TRANSPORT} if ours else dict(same)
     return Peer(
         f"{side}-{pool}",
         f"{'Sidestep transport' if ours else 'stock'}, {pool}",
@@ -65,7 +70,8 @@ def _row(side: str, pool: str, command: tuple[str, ...], slots: str) -> Peer:
 
 def _green(side: str, pool: str) -> Peer:
     options = ("-P", pool, "-c", str(GREEN_SLOTS), "-n", f"{pool}@bench")
-    row = _row(side, f"{pool} {GREEN_SLOTS}, jobs of {NAP_S * 1e3:g} ms", (*WORKER, *options), f"{GREEN_SLOTS} {pool}")
+    words = f"{pool} {GREEN_SLOTS}, jobs of {NAP_S * 1e3:g} ms"
+    row = _row(side, words, (*WORKER, *options), f"{GREEN_SLOTS} {pool}", GREEN_SAME)
     return replace(
         row,
         name=f"{side}-{pool}",

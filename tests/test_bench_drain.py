@@ -20,6 +20,7 @@ from lab import bench_drain
 from lab.children import ROOT
 from lab.drains import (
     FASTEST,
+    GREEN_SAME,
     GREEN_SLOTS,
     NAP_S,
     PATH,
@@ -96,7 +97,7 @@ def test_both_sides_differ_in_the_transport_alone():
     for one, other in RATIOS.values():
         ours, stock = (json.loads(ROWS[name].env["BENCH_CELERY"]) for name in (one, other))
         assert ours.pop("broker_transport") == TRANSPORT
-        assert ours == stock == SAME
+        assert ours == stock == (GREEN_SAME if ROWS[one].nap_s else SAME)
         assert ROWS[one].promise is ROWS[other].promise is Promise.AT_LEAST_ONCE
         assert ROWS[one].paths == (PATH,)
         assert ROWS[other].paths == ()
@@ -193,10 +194,8 @@ def test_green_workers_wait_for_many_jobs_at_once(pool: str):
         taken = [trial(rig, row, 0, random.Random(0), fill="bulk") for row in rows]
     # Then more are done than one slot could do
     assert all(each.drain_hz > 2 / NAP_S for each in taken)
-    # And with ours each once. kombu's own was seen to lose jobs here, and to do some twice, on a busy machine: redis-py
-    # gives up on an answer after five seconds, and then the worker connects anew
-    ours = taken[1]
-    assert (ours.missing, ours.doubled) == (0, 0)
+    # And each once
+    assert [(each.missing, each.doubled) for each in taken] == [(0, 0)] * 2
 
 
 @pytest.mark.real
