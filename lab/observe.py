@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lab.model import STEP_COLUMNS, LabError, Ledger, Samples, Steps
 from producer.publish import Sent
 from tasks.steps import STEP
-from tasks.timeline import ACKED, CAPACITY, DONE, GIL, HEADER_BYTES, MARK, SCHEMA, STEPS, TAPE_BYTES, boot_id
+from tasks.timeline import ACKED, BEAT, CAPACITY, DONE, GIL, HEADER_BYTES, MARK, SCHEMA, STEPS, TAPE_BYTES, boot_id
 
 MARKS = np.dtype(
     [
@@ -92,6 +92,14 @@ class Tapes:
             records = np.memmap(path, dtype=STEP_RECORDS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
             parts.append(np.array(records[(records["nonce"] == nonce) & (records["flags"] & STEPS != 0)]))
         return np.concatenate(parts)
+
+    def beats(self) -> NDArray[np.int64]:
+        """When workers came to send a heartbeat, in order, in ns of CLOCK_MONOTONIC."""
+        parts = [np.zeros(0, np.int64)]
+        for path in self._whole():
+            marks = np.memmap(path, dtype=MARKS, mode="r", offset=HEADER_BYTES, shape=(CAPACITY,))
+            parts.append(np.array(marks["started_ns"][marks["flags"] & BEAT != 0], dtype=np.int64))
+        return np.sort(np.concatenate(parts))
 
     def headers(self) -> list[dict[str, Any]]:
         """What each process said of itself, in the order that `worker` counts.

@@ -362,16 +362,17 @@ def trial(rig: Rig, peer: Peer, idle_jobs: int, chance: random.Random, *, fill: 
         marks = Marks(folder / "marks", bulk_first + bulk_jobs)
         env = rig.env(peer, marks)
         with rig.workers(peer, env, folder) as workers, rig.producer(peer, env, folder) as producer:
-            _warm(producer, workers, marks)
-            idle_s = _idle(producer, marks, idle_first, idle_jobs, chance) if idle_jobs else []
+            warm(producer, workers, marks)
+            idle_s = idle(producer, marks, idle_first, idle_jobs, chance) if idle_jobs else []
             helpers = [*rig.session.helpers, *tree(producer.process)]
             with workers.held():
-                before = _snapshot(rig, workers, helpers)
-                sent = producer.ask({"do": way, "first": first, "count": peer.jobs}, _limit_s(peer.jobs))
-                filled = _snapshot(rig, workers, helpers)
-            _await(workers, marks, first, peer.jobs)
+                before = snapshot(rig, workers, helpers)
+                order = {"do": "many_naps", "seconds": peer.nap_s} if peer.nap_s else {"do": way}
+                sent = producer.ask({**order, "first": first, "count": peer.jobs}, _limit_s(peer.jobs))
+                filled = snapshot(rig, workers, helpers)
+            await_all(workers, marks, first, peer.jobs)
             time.sleep(SETTLE_S)
-            drained = _snapshot(rig, workers, helpers)
+            drained = snapshot(rig, workers, helpers)
             bulk: dict[str, Any] = {}
             if bulk_jobs:
                 with workers.held():
@@ -379,25 +380,36 @@ def trial(rig: Rig, peer: Peer, idle_jobs: int, chance: random.Random, *, fill: 
                     workers.end()  # what was sent in bulk is not drained: sending it was the question
         cells = marks.of(first, peer.jobs)
         starts = np.sort(cells["started_ns"][cells["starts"] > 0])
-        spells = [(before, filled), (filled, drained)]
-        wall_s = (drained.at_ns - before.at_ns) / 1e9
-        others_s = resources.others_cpu_s(spells)
-        steal_s = (drained.steal_s or 0.0) - (before.steal_s or 0.0)
+        others_cores, steal_cores = strangers((before, filled), (filled, drained))
         return Taken(
             enqueue_hz=peer.jobs / sent["took_s"],
             bulk_hz=bulk_jobs / bulk["took_s"] if bulk else None,
-            drain_hz=(len(starts) - 1) / (float(starts[-1] - starts[0]) / 1e9) if len(starts) > 1 else float("nan"),
+            drain_hz=_rate_hz(starts[peer.at_once :]),
             idle_s=tuple(idle_s),
             commands=_commands(before, drained, peer.jobs, readings=2),
             drain_commands=_commands(filled, drained, peer.jobs, readings=1),
             missing=peer.jobs - len(starts),
             doubled=int(np.sum(cells["starts"] > 1)),
-            others_cores=others_s / wall_s if others_s > SHORT_S else 0.0,
-            steal_cores=steal_s / wall_s if steal_s > SHORT_S else 0.0,
+            others_cores=others_cores,
+            steal_cores=steal_cores,
         )
 
 
-def _warm(producer: Producer, workers: Workers, marks: Marks) -> None:
+def _rate_hz(starts_ns: Any) -> float:
+    """Starts a second, from the first to the last; not a number where there are no two."""
+    return (len(starts_ns) - 1) / (float(starts_ns[-1] - starts_ns[0]) / 1e9) if len(starts_ns) > 1 else float("nan")
+
+
+def strangers(*spells: tuple[resources.Snapshot, resources.Snapshot]) -> tuple[float, float]:
+    """Cores that programs of others used, and that the hypervisor took, over spells that follow each other."""
+    before, after = spells[0][0], spells[-1][1]
+    wall_s = (after.at_ns - before.at_ns) / 1e9
+    others_s = resources.others_cpu_s(list(spells))
+    steal_s = (after.steal_s or 0.0) - (before.steal_s or 0.0)
+    return others_s / wall_s if others_s > SHORT_S else 0.0, steal_s / wall_s if steal_s > SHORT_S else 0.0
+
+
+def warm(producer: Producer, workers: Workers, marks: Marks) -> None:
     """Send the first jobs and wait until they have run: then everything is up."""
     producer.ask({"do": "one", "first": 0, "count": WARM_JOBS}, BOOT_TIMEOUT_S)
     deadline = time.monotonic() + BOOT_TIMEOUT_S
@@ -412,10 +424,12 @@ def _warm(producer: Producer, workers: Workers, marks: Marks) -> None:
         time.sleep(LOOK_S)
 
 
-def _idle(producer: Producer, marks: Marks, first: int, count: int, chance: random.Random) -> list[float]:
+def idle(
+    producer: Producer, marks: Marks, first: int, count: int, chance: random.Random, longest_s: float = GAP_S
+) -> list[float]:
     """How long each of `count` jobs took from the call that sent it to its first line, its worker having none."""
     # Every length of pause once, in shuffled order: a library that polls is met at every moment of its poll.
-    gaps_s = [GAP_S * (n + chance.random()) / count for n in range(count)]
+    gaps_s = [longest_s * (n + chance.random()) / count for n in range(count)]
     chance.shuffle(gaps_s)
     answer = producer.ask({"do": "idle", "first": first, "gaps_s": gaps_s, "count": count}, 60 + 2 * count)
     started = marks.of(first, count)["started_ns"]
@@ -423,7 +437,7 @@ def _idle(producer: Producer, marks: Marks, first: int, count: int, chance: rand
     return [float(at - sent) / 1e9 for sent, at in pairs if at]
 
 
-def _await(workers: Workers, marks: Marks, first: int, count: int) -> None:
+def await_all(workers: Workers, marks: Marks, first: int, count: int) -> None:
     """Wait until all have ended, or none has started for long."""
     ends, done, moved = marks.of(first, count)["ends"], -1, time.monotonic()
     while (now := int(np.count_nonzero(ends))) < count:
@@ -439,7 +453,8 @@ SETTLE_S = 0.3
 """For the last acknowledgements to reach the broker: they belong to the price of the jobs."""
 
 
-def _snapshot(rig: Rig, workers: Workers, helpers: list[psutil.Process]) -> resources.Snapshot:
+def snapshot(rig: Rig, workers: Workers, helpers: list[psutil.Process]) -> resources.Snapshot:
+    """Every counter of the machine, the workers and the broker, once."""
     return resources.snapshot(workers.all(), helpers, resources.counters_after(rig.session.client, local=True))
 
 
@@ -465,7 +480,7 @@ def kill_trial(rig: Rig, peer: Peer, *, patience_s: float = PATIENCE_S) -> Kille
         env = rig.env(peer, marks, RECOVER_S)
         with rig.producer(peer, env, folder) as producer:
             with rig.workers(peer, env, folder) as workers:
-                _warm(producer, workers, marks)
+                warm(producer, workers, marks)
                 order = {"do": "nap", "first": WARM_JOBS, "count": KILL_JOBS, "seconds": KILL_JOB_S}
                 producer.ask(order, BOOT_TIMEOUT_S)
                 cells = marks.of(WARM_JOBS, KILL_JOBS)

@@ -65,6 +65,10 @@ class Peer:
     """What its command is told where it shall take back a dead worker's jobs soon, if it is told that way."""
     says_up: str = ""
     """What its workers say when all of them are up; where it is empty, done jobs show it."""
+    nap_s: float = 0.0
+    """Each job that is drained waits so long; 0 are jobs that do nothing."""
+    at_once: int = 0
+    """The drain is timed from the start of the job with this number: all before it find a free slot."""
     killed: str = ""
     """What becomes of the jobs of a killed worker, in words."""
     unfair: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +58,9 @@ class Runner:
         retakes = 0
         while True:
             runs = [replace(run, retakes=retakes) for run in self._once(trials)]
+            # kombu's connections lie in cycles and hold files until those are found, which takes ever longer the more
+            # a suite holds: after a thousand trials there would be no file left to open.
+            gc.collect()
             runs = [replace(run, faults=faults(run)) for run in runs]
             # A machine that has left would only be missed again; whoever continues the suite takes the trial again.
             gone = any(fault.check == "machine_left" for run in runs for fault in run.faults)

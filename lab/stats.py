@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -118,6 +119,19 @@ def ack_gap_p50_s(run: Run) -> float:
         return math.nan
     seen = (run.samples.beside == 0) & (run.steps.acked_ns != 0)
     return quantile((run.steps.acked_ns - run.samples.ended_ns)[seen] / 1e9, 0.5)
+
+
+def heartbeat_late_s(run: Run) -> float:
+    """By how much the latest heartbeat within the run came later after the one before than it should.
+
+    Not a number where the setup marks none, or the run saw no two.
+    """
+    if (every_s := run.trial.setup.heartbeat_s) is None:
+        return math.nan
+    end_ns = float(np.max(run.samples.ended_ns, initial=0))
+    # The last one before the run belongs to the gap in which it begins; so does the first one after it.
+    gaps = [b - a for a, b in itertools.pairwise(run.beats_ns) if b > 0 and a < end_ns]
+    return max(gaps) / 1e9 - every_s if gaps else math.nan
 
 
 def service_p50_s(run: Run) -> float:
@@ -268,6 +282,7 @@ MEASURES: Mapping[str, Callable[[Run], float]] = {
             fetch_p50_s,
             held_p50_s,
             ack_gap_p50_s,
+            heartbeat_late_s,
             service_p50_s,
             service_mean_s,
             round_us,

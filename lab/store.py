@@ -11,6 +11,7 @@ Schema 3: setups also hold codec, compression, argsrepr, base64, results, rtt_ms
     message_bytes, sent_by and collect_s; a run may hold `steps`, with one column a name of STEP_COLUMNS, as `samples`.
 Schema 4: setups also hold events, knobs, arena and cpus; resources hold watcher_cpu_s and watcher_ends; a run may hold
     `changes`, and its `steps` have the column `acked_ns`, which is all 0 where a suite lacks it.
+Schema 5: setups also hold heartbeat_s; a run may hold `beats_ns`.
 A later version reads every earlier schema. `suite.json.xz` is such a file compressed by xz.
 """
 
@@ -54,7 +55,7 @@ from producer.pacers import Pacer
 
 _T = TypeVar("_T")
 
-SCHEMA = 4
+SCHEMA = 5
 FILE = "suite.json"
 PACKED = f"{FILE}.xz"
 """The same file, compressed: to be kept and shown around. Only `load` knows it."""
@@ -193,6 +194,7 @@ def _run_to_json(run: Run) -> dict[str, Any]:
         "samples": {"n": len(run.samples), **{name: encode(getattr(run.samples, name)) for name in SAMPLE_COLUMNS}},
         **({"steps": {name: encode(getattr(run.steps, name)) for name in STEP_COLUMNS}} if run.steps else {}),
         **({"changes": [dataclasses.asdict(change) for change in run.changes]} if run.changes else {}),
+        **({"beats_ns": list(run.beats_ns)} if run.beats_ns else {}),
     }
 
 
@@ -221,6 +223,7 @@ def _run_from_json(raw: Mapping[str, Any], schema: int) -> Run:
         last_words=raw["last_words"],
         steps=Steps(**steps) if steps else None,
         changes=tuple(_checked(Change(**change)) for change in raw.get("changes", ())),
+        beats_ns=tuple(raw.get("beats_ns", ())),
     )
     # Found again, like verdicts: a better check judges old runs too.
     return dataclasses.replace(_checked(run), faults=faults(run))

@@ -18,8 +18,9 @@ def anatomy(message: bytes) -> dict[str, int]:
     envelope = json.loads(message)
     carried = envelope.get("body") if isinstance(envelope, dict) else None
     if isinstance(carried, dict):
-        carried = carried.get("__value__")  # bytes without an encoding: kombu's JSON puts them into base64 by itself
-        of_bytes = True
+        # Bytes without an encoding: kombu's JSON puts them into base64 by itself, unless they are text in UTF-8.
+        of_bytes = carried.get("__type__") == "base64"
+        carried = carried.get("__value__")
     else:
         of_bytes = isinstance(envelope, dict) and (envelope.get("properties") or {}).get("body_encoding") == "base64"
     if not isinstance(carried, str):

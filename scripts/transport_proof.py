@@ -69,16 +69,16 @@ LEFT_OUT: Mapping[str, str] = {
 tests/test_transport.py."""
 
 
-def source(folder: Path) -> Path:
-    """Where the source of the installed kombu lies now, without the package itself. Raises CalledProcessError."""
-    wanted = ["--no-deps", "--no-binary", "kombu", f"kombu=={version('kombu')}"]
+def source(folder: Path, package: str = "kombu") -> Path:
+    """Where the source of the installed package lies now, without the package itself. Raises CalledProcessError."""
+    wanted = ["--no-deps", "--no-binary", package, f"{package}=={version(package)}"]
     subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--dest", str(folder), *wanted], check=True)
-    (packed,) = folder.glob("kombu-*.tar.gz")
+    (packed,) = folder.glob(f"{package}-*.tar.gz")
     with tarfile.open(packed) as archive:
         # Only the tests: beside the package that is installed they must not meet another.
         inside = [each for each in archive.getmembers() if re.match(r"[^/]+/(t/|pyproject|setup\.cfg)", each.name)]
         archive.extractall(folder, inside, filter="data")
-    (unpacked,) = (each for each in folder.glob("kombu-*") if each.is_dir())
+    (unpacked,) = (each for each in folder.glob(f"{package}-*") if each.is_dir())
     return unpacked
 
 

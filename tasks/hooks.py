@@ -16,9 +16,11 @@ from tasks.codecs import register
 from tasks.registry import Job
 from tasks.settings import Settings
 from tasks.steps import Steps
-from tasks.timeline import Tape, cpu_ns, end, gil_enabled, now_ns, python_version
+from tasks.timeline import BEAT, MARK, STEPS, Tape, cpu_ns, end, gil_enabled, now_ns, python_version
 
 RECEIVED = "sidestep_received_ns"
+NOBODY = bytes(16)
+"""In the place of a job's id."""
 
 
 Run = Callable[..., Any]
@@ -46,6 +48,9 @@ def connect(settings: Settings) -> Mark | None:
     if settings.steps:
         register(settings.codec)  # its decoder must be there to be timed
         marker.steps().connect()
+    if settings.beats:
+        # Before the worker is made: it looks once whether anybody wants to know.
+        signals.heartbeat_sent.connect(marker.beat, weak=False)
     return marker.around
 
 
@@ -69,6 +74,12 @@ class Marker:
     def steps(self) -> Steps:
         """The job's steps, on the same tape."""
         return Steps(self._tape, _id_bytes)
+
+    def beat(self, **_: Any) -> None:
+        """Remember that a heartbeat is about to be sent; a receiver of Celery's `heartbeat_sent`."""
+        moment = now_ns()
+        place = self._tape.begin(NOBODY, 0, moment)
+        MARK.pack_into(*place, NOBODY, 0, moment, moment, 0, 0, 0, STEPS | BEAT, 0)
 
     def received(self, request: Any, **_: Any) -> None:
         """Remember when the worker got the message; a receiver of Celery's `task_received`."""

@@ -59,6 +59,8 @@ class Settings:
     """Whether results are kept in the broker; None is an app without a result backend."""
     steps: bool = False
     """Mark every step of a job's way through the worker; needs `tape_dir`."""
+    beats: bool = False
+    """Mark when the worker sends its heartbeats; needs `tape_dir`."""
     dead_letters: bool = True
     """Keep messages that cannot be read, see `tasks.dead_letters`. Off, a worker is as Celery made it."""
     metrics: bool = False
@@ -150,6 +152,7 @@ _READERS: dict[str, tuple[Any, str]] = {
     "switch_interval_s": (float, "a number of seconds"),
     "results": (_flag, "1 or 0"),
     "steps": (_flag, "1 or 0"),
+    "beats": (_flag, "1 or 0"),
     "dead_letters": (_flag, "1 or 0"),
     "metrics": (_flag, "1 or 0"),
     "ready_fd": (int, "a file descriptor"),

@@ -29,9 +29,10 @@ MARK = struct.Struct("<16s4qQIHH")
 
 TAPE_BYTES = HEADER_BYTES + CAPACITY * MARK.size
 
-DONE, FAILED, GIL, STEPS, ACKED = 1, 2, 4, 8, 16
+DONE, FAILED, GIL, STEPS, ACKED, BEAT = 1, 2, 4, 8, 16, 32
 """Flags: the job returned; the job raised; this interpreter had its GIL switched on when the job ended; the record is
-no mark but the job's steps, see `tasks.steps`; beside STEPS, it says only when the job was acknowledged."""
+no mark but the job's steps, see `tasks.steps`; beside STEPS, it says only when the job was acknowledged;
+and beside STEPS, it is no job's, and says when the worker came to send a heartbeat."""
 
 
 _ask_gil = getattr(sys, "_is_gil_enabled", None)  # Python 3.13 and later

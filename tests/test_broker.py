@@ -7,7 +7,7 @@ import psutil
 import pytest
 import redis
 
-from lab.broker import PREFIX, own_server, remove_keys, shown, users_broker
+from lab.broker import PREFIX, find_server, own_server, remove_keys, shown, users_broker
 from lab.children import Children
 from lab.model import BadInput, LabError
 
@@ -31,6 +31,23 @@ def test_our_own_server_wants_its_password_and_listens_on_loopback_only(children
         listening = [c.laddr.ip for c in psutil.Process(broker.pid).net_connections("tcp") if c.status == "LISTEN"]
         assert listening
         assert set(listening) == {"127.0.0.1"}
+
+
+def test_the_server_that_is_named_is_taken_and_what_cannot_be_run_is_refused(monkeypatch, tmp_path):
+    # Given a server under another name
+    usual = find_server()
+    assert usual
+    other = tmp_path / "my-redis-server"
+    other.symlink_to(usual)
+    monkeypatch.setenv("SIDESTEP_SERVER", str(other))
+    assert find_server() == str(other)
+    # When the name leads nowhere, or to a file that is no program
+    (tmp_path / "notes").write_text("")
+    for wrong in (tmp_path / "gone", tmp_path / "notes"):
+        monkeypatch.setenv("SIDESTEP_SERVER", str(wrong))
+        # Then it is said which, and nothing else is taken
+        with pytest.raises(BadInput, match=f"SIDESTEP_SERVER names '{wrong}'"):
+            find_server()
 
 
 def test_the_password_is_in_no_argument_and_its_file_is_for_us_alone(children):

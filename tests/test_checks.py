@@ -16,6 +16,7 @@ from lab.checks import (
     impossible_times,
     incomplete_ledger,
     late_producer,
+    late_tail,
     machine_left,
     noisy_machine,
     quota_not_kept,
@@ -125,7 +126,7 @@ CASES = {
         make_run(setup=CONSTANT, samples=lagging(2.9)),
     ),
     "lag of 2 % of the jobs": Case(
-        late_producer,
+        late_tail,
         make_run(setup=CONSTANT, samples=lagging(12.4, late=2)),
         "(that share's latency is 30.0 ms or more)",
         make_run(setup=CONSTANT, samples=lagging(12.4, late=1)),

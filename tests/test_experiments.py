@@ -129,6 +129,7 @@ def assert_seen(claim: Claim, measure: str, looked_at: Sequence[set[Setup]]) -> 
         assert isinstance(setup.args.get("rounds"), int) or measure not in {"round_us", "lost_updates"}, claim.id
         assert JOBS[setup.job].measures or measure != "lost_updates", claim.id
         assert setup.acks_late or measure != "ack_gap_p50_s", claim.id
+        assert setup.heartbeat_s or measure != "heartbeat_late_s", claim.id
         assert setup.queued or measure not in {"fetch_p50_s", "held_p50_s", "commands_per_job", *OF_A_MESSAGE}, claim.id
         assert setup.steps or measure not in OF_STEPS, claim.id
         assert setup.results in {"get", "bulk"} or measure != "collect_s_per_job", claim.id

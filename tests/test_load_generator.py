@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from lab.load import idents
 from lab.load.apps import Address
 from lab.load.arguments import Arguments
-from lab.load.books import Bits, Books, Ends
+from lab.load.books import DETAILED_TICKS, Bits, Books, Ends
 from lab.load.generator import BATCH, Log, Order, Producer, feed_of, issued
 from lab.load.hdr import HIGHEST_NS, Histogram, Layout, Recorder, decoded, of
 from lab.load.model import Arrivals, Drawn, Kind, Made, Numbered, Piece, Scenario, Stage
@@ -410,6 +410,23 @@ def test_a_wrong_result_is_a_failure_and_says_so():
     assert (books.kinds[0].done, books.kinds[0].failed, books.kinds[0].wrong) == (1, 1, 1)
 
 
+def test_latency_by_kind_and_worker_is_known_of_the_last_ticks_and_kept_of_none():
+    books = Books(["a", "b"], start_ns=0, window_s=(0.0, 100.0))
+    # Given jobs of two kinds that end in the first second, and one of each second for ten more
+    books.ended(ends([(0, 100, True), (1, 200, True)]))
+    books.ended(ends([(2, 400, True)], kind=1))
+    first = books.tick(0, in_flight=0)
+    assert {name: len(one) for name, one in first.kind_latency.items()} == {"a": 2, "b": 1}
+    assert first.worker_latency["w 1"].merged() == first.latency
+    for second in range(1, 11):
+        books.ended(ends([(10 + second, 1000 * second + 500, True)]))
+    # Then the first is forgotten, the newest is not, and a day of them would fill no memory
+    assert books.tick(0, in_flight=0).kind_latency == {}
+    assert len(books.tick(10, in_flight=0).kind_latency["a"]) == 1
+    assert sum(bool(tick.worker_latency) for tick in books.ticks()) <= DETAILED_TICKS
+    assert len(books.tick(0, in_flight=0).latency) == 3
+
+
 def test_warm_up_counts_in_the_ledger_and_in_no_figure():
     # Given jobs due at 0, in the warm-up of a second
     books = Books(["k"], start_ns=0, window_s=(1.0, 2.0))
@@ -502,6 +519,42 @@ def test_a_worker_of_somebody_else_that_falls_silent_or_is_the_last_to_leave_is_
     assert "the last worker" in watch.gone()
     said("worker-online", "a@far")
     assert watch.gone() == ""
+
+
+def test_a_worker_that_sends_no_heartbeat_in_the_midst_of_a_job_is_not_missed_then(monkeypatch: pytest.MonkeyPatch):
+    # Given a worker that does its jobs in the thread that sends its heartbeats, and one that does not
+    watch = Events(NoBroker(), {"solo@far", "threads@far"})
+
+    def said(kind: str, worker: str, job: str = "") -> None:
+        watch._event({"type": kind, "hostname": worker, "uuid": job, "timestamp": time.time()})
+
+    for worker in ("solo@far", "threads@far"):
+        said("worker-heartbeat", worker)
+        said("task-started", worker, f"a job of {worker}")
+    said("worker-heartbeat", "threads@far")
+    # When both fall silent
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + SILENT_S + 1)
+    # Then only the one that was heard of while it had a job is missed
+    assert watch.gone().startswith("threads@far has sent no heartbeat")
+    said("task-succeeded", "threads@far", "a job of threads@far")
+    assert watch.gone() == ""
+    # And the other too, once it has none
+    said("task-succeeded", "solo@far", "a job of solo@far")
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 2 * SILENT_S + 2)
+    said("worker-heartbeat", "threads@far")
+    assert watch.gone().startswith("solo@far has sent no heartbeat")
+
+
+def test_jobs_of_the_run_that_have_begun_and_not_ended_are_counted_by_their_events():
+    watch = Events(NoBroker())
+    watch.begin(7, ["k"])
+    own, other = idents.job_id(7, 0, 1, 0, 0), idents.job_id(6, 0, 1, 0, 0)
+    for job in (own, other, "no-uuid"):
+        watch._event({"type": "task-started", "hostname": "w", "uuid": job, "timestamp": time.time()})
+    assert watch.under_way() == 1
+    watch._event({"type": "task-retried", "hostname": "w", "uuid": own, "timestamp": time.time()})
+    assert watch.under_way() == 0
 
 
 def test_the_books_take_no_more_memory_for_more_jobs():

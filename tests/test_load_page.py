@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lab.load import charts, hdr, limit
 from lab.load.charts import Series
+from lab.load.hdr import COARSE_DIGITS, of
 from lab.load.live import LiveView, line, screen
 from lab.load.model import ErrorGroup, Holds, Outcome, Search, Tick
 from lab.load.page import page
@@ -19,7 +20,7 @@ from lab.load.prometheus import MetricsServer, address, watching
 from lab.load.tables import measured
 from lab.load.thresholds import judge_all, parse
 from lab.model import BadInput, Fault
-from lab.report.units import NONE
+from lab.report.units import NONE, number
 from tests import loaded
 
 THRESHOLDS = tuple(parse(says, kinds=("spin",)) for says in ("p99 < 5s", "p50 < 1ms", "lost == 0"))
@@ -241,6 +242,41 @@ def test_the_screen_shows_what_fails_by_queue_and_worker():
         assert any(words in row for row in rows), (words, rows)
     # And in a pipe the line says what waits where
     assert "waiting 7 (one 7, two 0)" in line(ticks, failed=6)
+
+
+def test_the_screen_shows_latency_by_kind_queue_and_worker():
+    # Given two seconds in which jobs of one kind took 10 ms and those of the other 500, on a worker each
+    tally, each = loaded.Tally(done=10), {"quick": of([10_000_000] * 10, COARSE_DIGITS)}
+    slow = of([500_000_000] * 10, COARSE_DIGITS)
+    ticks = [
+        Tick(
+            float(i),
+            1.0,
+            tally,
+            {"quick": tally, "slow": tally},
+            {"w 1": 10, "w 2": 10, "w 3": 0},
+            depth={"one": 0, "two": 0},
+            kind_latency={**each, "slow": slow},
+            worker_latency={"w 1": each["quick"], "w 2": slow},
+        )
+        for i in range(2)
+    ]
+    out = io.StringIO()
+    Console(file=out, width=160).print(
+        screen(ticks, name="x", planned_s=3, failed=0, queues={"quick": "one", "slow": "two"})
+    )
+    rows = [" ".join(text.split()) for text in out.getvalue().splitlines()]
+    ten, half = (re.escape(f"{number(one.quantile_s(0.99) * 1e3)} ms") for one in (each["quick"], slow))
+    for words in (
+        rf"quick 10.0 0 {ten} {ten}",
+        rf"slow 10.0 0 {half} {half}",
+        rf"one 0 10.0 0 {ten}",
+        rf"two 0 10.0 0 {half}",
+        rf"w 1 10.0 0 {ten}",
+        rf"w 2 10.0 0 {half}",
+        rf"w 3 0 0 {NONE}",
+    ):
+        assert any(re.search(words, row) for row in rows), (words, rows)
 
 
 def test_a_tick_without_any_job_shows_no_figure():

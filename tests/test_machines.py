@@ -21,7 +21,9 @@ import redis
 from click.testing import CliRunner
 
 from experiments.catalogue import EXPERIMENTS
+from lab import doctor
 from lab.agent import Agent, Reels
+from lab.arenas import compose
 from lab.arenas.attached import alike, chosen, crew, remove_stale
 from lab.arenas.compose import DOCKER, Engine, SimulatedMachines, lab_label, missing, remove_leftovers
 from lab.broker import own_server
@@ -71,6 +73,22 @@ def without_docker(tmp_path: Path) -> dict[str, str]:
     """A PATH with nothing on it."""
     (tmp_path / "bin").mkdir()
     return {"PATH": str(tmp_path / "bin")}
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [("2.20.2", "ok"), ("2.38.2", "ok"), ("2.9.0", "missing"), ("2.20.1", "missing"), ("", "missing")],
+)
+def test_the_doctor_says_whether_compose_is_new_enough_for_the_stack(
+    monkeypatch: pytest.MonkeyPatch, version: str, state: str
+):
+    # Given a Compose of this version, or none
+    monkeypatch.setattr(compose, "version", lambda: version)
+    diagnosis = doctor._stack()
+    # Then the stack needs one that knows of services that need not be there
+    assert diagnosis.state == state
+    assert diagnosis.what == "demo stack"
+    assert state == "ok" or "2.20.2" in diagnosis.says or "Compose v2 is needed" in diagnosis.says
 
 
 def test_without_docker_one_line_says_what_is_missing(tmp_path: Path, without_docker):

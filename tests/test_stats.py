@@ -282,6 +282,7 @@ def test_each_measure_is_what_its_name_says():
         "wait_p99_s": 1.0,
         "fetch_p50_s": 0.0,
         "ack_gap_p50_s": nan,  # its steps were not marked
+        "heartbeat_late_s": nan,  # nor its heartbeats
         "held_p50_s": 0.5,
         "service_p50_s": 1.0,
         "service_mean_s": 3.5 / 3,
@@ -312,6 +313,26 @@ def test_an_acknowledgements_gap_counts_from_the_jobs_end_and_only_where_it_come
     # When it is an early one, it has no gap
     early = replace(late, trial=replace(late.trial, setup=replace(late.trial.setup, acks_late=None)))
     assert math.isnan(MEASURES["ack_gap_p50_s"](early))
+
+
+def test_a_heartbeat_is_late_by_what_its_gap_exceeds_the_interval_wherever_the_run_lies_in_it():
+    # Given a worker that sends a heartbeat each second, and a run of 3 s
+    setup = replace(TWO, heartbeat_s=1)
+    samples = make_samples(sent_ns=[0, 0], ended_ns=[1_000_000_000, 3_000_000_000])
+
+    def late_s(*beats_s: float) -> float:
+        beats_ns = tuple(round(beat * 1e9) for beat in beats_s)
+        return MEASURES["heartbeat_late_s"](replace(make_run(setup=setup, samples=samples), beats_ns=beats_ns))
+
+    # Then the longest gap within it counts, also the one in which it begins, and the one in which it ends
+    assert late_s(-0.5, 0.5, 1.7, 2.7, 3.7) == pytest.approx(0.2)
+    assert late_s(-0.5, 2.5) == pytest.approx(2)
+    assert late_s(-0.5, 0.5, 1.5, 2.5, 6.5) == pytest.approx(3)
+    # And none before or after it
+    assert late_s(-9, -0.5, 0.5, 1.5, 2.5, 3.5, 9) == pytest.approx(0)
+    # And one alone says nothing
+    assert math.isnan(late_s(0.5))
+    assert math.isnan(late_s(-9, -1))
 
 
 def test_the_time_to_receive_is_unknown_for_a_job_that_no_worker_saw_come():

@@ -144,6 +144,7 @@ def test_every_part_of_a_suite_survives_the_disk(tmp_path: Path):
         results="bulk",
         rtt_ms=0.5,
         steps=True,
+        heartbeat_s=1,
         events="flower",
         knobs=("one-client", "events"),
         arena="attached",
@@ -171,6 +172,7 @@ def test_every_part_of_a_suite_survives_the_disk(tmp_path: Path):
         last_words="it fell · ½",
         steps=JobSteps(*(np.array([at, 2**40 + at]) for at in range(len(STEP_COLUMNS)))),
         changes=(Change(0.5, "celery@there", joined=True, worked=False),),
+        beats_ns=(-1_000_000_000, 5, 1_000_000_007),
     )
     run = replace(run, faults=faults(run))  # such steps do not add up, and whoever reads them finds that again
     suite = make_suite(run, make_run(repeat=7))

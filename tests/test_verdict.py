@@ -136,6 +136,22 @@ def test_a_fault_on_a_run_that_the_claim_does_not_look_at_is_none_of_its_busines
     assert finding.verdict is Verdict.SUPPORTED
 
 
+@pytest.mark.parametrize(
+    ("measure", "check", "verdict"),
+    [
+        ("latency_p50_s", "late_tail", Verdict.SUPPORTED),
+        ("fetch_p50_s", "late_tail", Verdict.SUPPORTED),
+        ("latency_p99_s", "late_tail", Verdict.INVALID),
+        ("throughput_hz", "late_tail", Verdict.INVALID),
+        ("latency_p50_s", "late_producer", Verdict.INVALID),
+    ],
+)
+def test_one_late_job_in_a_hundred_spoils_no_median_and_all_else(measure: str, check: str, verdict: Verdict):
+    measured = [replace(run, faults=(Fault(check, "late"),)) for run in runs(*STEADY)]
+    any_figure = replace(claim(at_least=0), measure=replace(RATIO, measure=measure))
+    assert judge(any_figure, measured, cores=2).verdict is verdict
+
+
 def level_runs(*lost: float) -> list[Run]:
     """Repeats in which such a share of 100 additions is missing at the end."""
     setup = replace(ONE, args=FrozenArgs(rounds=50))

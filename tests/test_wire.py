@@ -1,5 +1,7 @@
 """What a message is made of, byte by byte."""
 
+import json
+
 import pytest
 from celery import Celery
 from hypothesis import given
@@ -49,6 +51,18 @@ def test_bytes_that_are_not_to_be_in_base64_are_so_all_the_same():
     parts = anatomy(raw)
     assert sum(parts.values()) == len(raw)
     assert parts["base64"] == pytest.approx(parts["body"] / 3, abs=3)
+
+
+@pytest.mark.parametrize("text", ["plain", 'words like "Straße" and 漢字'])
+def test_bytes_that_are_text_are_not_taken_for_base64(text: str):
+    # Given a body in bytes, as a serializer of others makes it, which kombu's JSON writes as the text that it is
+    made = json.loads(message({}, body_encoding=None)) | {"body": json.dumps([[text], {}], ensure_ascii=False).encode()}
+    raw = dumps(made).encode()
+    parts = anatomy(raw)
+    # Then all of it is body
+    assert parts["base64"] == 0
+    assert parts["body"] == len(json.dumps(made["body"].decode())) - 2
+    assert sum(parts.values()) == len(raw)
 
 
 def test_a_job_without_the_text_of_its_arguments_has_only_the_two_names_of_it():

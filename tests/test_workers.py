@@ -1,6 +1,8 @@
 """Real workers of every pool do every job, and every job is accounted for."""
 
 import contextlib
+import gc
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from lab.environment import cores
 from lab.model import RESULTS, FrozenArgs, LabError, Load, Setup, Trial
 from lab.runner import Runner
 from lab.session import open_session
-from lab.stats import ack_gap_p50_s, held_p50_s, lost_updates
+from lab.stats import ack_gap_p50_s, heartbeat_late_s, held_p50_s, lost_updates
 from producer.pacers import Burst, Closed, Constant
 from producer.payloads import Calibrated, Cycle, EachJob, Payload, Referred, Text, Upstream
 from tasks.codecs import CODECS
@@ -388,6 +390,33 @@ def test_it_is_seen_when_each_job_was_acknowledged(runner, pool):
     assert (late.steps.acked_ns > late.samples.ended_ns).all()
     assert ack_gap_p50_s(late) > 0
     assert pool == "solo" or (early.steps.acked_ns < early.samples.ended_ns).mean() > 0.5
+
+
+def test_a_trial_leaves_no_file_open_however_seldom_python_looks_for_garbage(runner):
+    setup = Setup(job="noop", args={}, pacer=Burst(5), pool="solo")
+
+    def open_files() -> int:
+        runner.run(Trial("test", setup, 0))
+        return len(os.listdir("/proc/self/fd"))
+
+    # Given a process that holds so much that Python looks for garbage once in a long while
+    gc.disable()
+    try:
+        first = open_files()
+        assert [open_files() for _ in range(3)] == [first] * 3
+    finally:
+        gc.enable()
+
+
+def test_heartbeats_are_seen_and_a_solo_worker_sends_none_while_it_does_a_job(runner):
+    # Given a heartbeat a second, and a job of 2.5 s
+    setup = Setup(job="snooze", args={"ms": 2500}, pacer=Burst(2), pool="solo", heartbeat_s=1)
+    solo, threads = (runner.run(Trial("test", replace(setup, pool=pool), 0)) for pool in ("solo", "threads"))
+    # Then the one's comes after the job, and the other's in between
+    assert heartbeat_late_s(solo) > 1
+    assert heartbeat_late_s(threads) < heartbeat_late_s(solo) / 2
+    for run in (solo, threads):
+        assert run.ledger.done == len(run.samples) == 2, "a heartbeat is no job"
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -50,6 +50,9 @@ class CeleryWorkers:
         if extra is None:
             # A setup that names knobs is about the worker that Celery starts unasked.
             extra = QUIET if setup.knobs is None else ()
+        if setup.heartbeat_s is not None:
+            kept = (option for option in extra if option != "--without-heartbeat")
+            extra = (*kept, "--heartbeat-interval", str(setup.heartbeat_s))
         extra = (*extra, *settings.worker_options)
         try:
             if setup.events == "flower":

@@ -43,6 +43,8 @@ LAB_LABEL = "sidestep.lab"
 """Says which process a container belongs to: what a killed lab left, the next one removes."""
 USER = 10001
 """Of the nodes where the lab itself is root; else it is the lab's own."""
+STACK_NEEDS = "2.20.2"
+"""The oldest Compose that reads compose.yaml, as `scripts/up` asks for it."""
 ASK_TIMEOUT_S, BUILD_TIMEOUT_S, COMPOSE_TIMEOUT_S = 20.0, 900.0, 180.0
 OWN_BROKER = (
     "simulated machines have a broker of their own: leave out --broker (and SIDESTEP_BROKER), or use --arena attached"
@@ -71,6 +73,21 @@ def missing() -> str | None:
     if not (ROOT / "Dockerfile").exists() or not FILE.exists():
         return "simulated machines are made from the Dockerfile, which an installed Sidestep lacks: run from a checkout"
     return None
+
+
+def version() -> str:
+    """Of Docker Compose, such as 2.38.2; empty where none answers."""
+    try:
+        done = subprocess.run(
+            ["docker", "compose", "version", "--short"],  # noqa: S607  the one on PATH is meant
+            capture_output=True,
+            text=True,
+            timeout=ASK_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip().removeprefix("v") if done.returncode == 0 else ""
 
 
 class Engine:

@@ -146,8 +146,12 @@ class _Tick:
     rss_bytes: int = 0
     holds: Holds = field(default_factory=Holds)
     watch_rss_bytes: int = 0
+    kind_latency: dict[str, Histogram] = field(default_factory=dict)
+    worker_latency: dict[str, Histogram] = field(default_factory=dict)
 
 
+DETAILED_TICKS = 4
+"""Of so many ticks, the last, latency is known by kind and worker: whoever looks on is told of each shortly after."""
 DUE, SENT, DONE, FAILED = range(4)
 
 
@@ -177,6 +181,7 @@ class Books:
         self.workers: dict[str, _Worker] = {}
         self.lag, self.lag_open, self.taken = Recorder(), Recorder(), Recorder()
         self._ticks: dict[int, _Tick] = {}
+        self._detailed, self._newest = set[int](), 0
         self.last_end_ns = 0
         self.early = 0
         """Jobs that ended before they were sent."""
@@ -232,6 +237,7 @@ class Books:
         first = self._first_good(ids, good)
         self._count_good(ids, started, ended, first, ticks, ends, worker)
         self._count_workers(ends.workers, worker, good, ticks)
+        self._forget_details(int(ticks.max()))
 
     def unseen(self, seqs: Ints) -> NDArray[np.bool_]:
         """Which of these jobs have not ended before, in whatever way."""
@@ -341,9 +347,18 @@ class Books:
             row.service.record((end - began)[counted & seen])
         for tick in np.unique(ticks[first]):
             now, told = ticks[first] == tick, self._tick(int(tick))
+            self._detailed.add(int(tick))
             np.add.at(told.tallies[:, DONE], kinds[now], 1)
             told.latency = told.latency.merged(of((end - due)[now], COARSE_DIGITS))
             told.wait = told.wait.merged(of((began - sent)[now & seen], COARSE_DIGITS))
+            for places, names, kept in (
+                (kinds, self.names, told.kind_latency),
+                (worker[first], ends.workers, told.worker_latency),
+            ):
+                for place in np.unique(places[now]):
+                    mine = of((end - due)[now & (places == place)], COARSE_DIGITS)
+                    name = names[place]
+                    kept[name] = kept[name].merged(mine) if name in kept else mine
         for place in np.unique(worker[first]):
             account, own = self._worker(ends.workers[place]), (worker[first] == place) & seen
             if own.any():
@@ -352,6 +367,13 @@ class Books:
             mine = own & window
             account.wait.record((began - sent)[mine])
             account.service.record((end - began)[mine])
+
+    def _forget_details(self, newest: int) -> None:
+        self._newest = max(self._newest, newest)
+        for number in [number for number in self._detailed if number <= self._newest - DETAILED_TICKS]:
+            self._detailed.discard(number)
+            self._ticks[number].kind_latency.clear()
+            self._ticks[number].worker_latency.clear()
 
     def _count_workers(self, names: Sequence[str], worker: Ints, good: NDArray[np.bool_], ticks: Ints) -> None:
         for place in np.unique(worker):
@@ -420,6 +442,8 @@ class Books:
             generator_rss_bytes=row.rss_bytes,
             holds=row.holds,
             watch_rss_bytes=row.watch_rss_bytes,
+            kind_latency=dict(row.kind_latency),
+            worker_latency=dict(row.worker_latency),
         )
 
     @property

@@ -55,6 +55,12 @@ def read(high: NDArray[Any], low: NDArray[Any]) -> Idents:
     )
 
 
+def tag_of(text: str) -> int | None:
+    """Which run the id of a job as it is written belongs to; None for an id that is no UUID."""
+    known = halves(text)
+    return None if known is None else known[0] >> (KIND_BITS + SEQ_BITS)
+
+
 def halves(text: str) -> tuple[int, int] | None:
     """The two halves of an id as it is written; None for an id that is no UUID."""
     digits = text.replace("-", "")

@@ -23,6 +23,7 @@ RECENT_TICKS = 5
 LINE_EVERY_S, MOST_LINES = 5.0, 400
 """A run for a night says no more lines than one for half an hour."""
 SHOWN = (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+RATES = ("done/s", "failed/s")
 NO_QUEUES: Mapping[str, str] = {}
 MOST_QUEUES = 4
 """In a plain line, the deepest first."""
@@ -121,25 +122,34 @@ def screen(
 def _tables(recent: Sequence[Tick], of_kinds: Mapping[str, str]) -> list[Table]:
     last = recent[-1]
     seconds = math.fsum(tick.length_s for tick in recent)
-    kinds = Table("kind", _right("done/s"), _right("failed/s"), box=None, pad_edge=False)
+    kinds = Table("kind", *map(_right, (*RATES, "p50", "p99")), box=None, pad_edge=False)
     for name in sorted({kind for tick in recent for kind in tick.kinds}):
-        kinds.add_row(plain(name), *_done_and_failed(recent, {name}, seconds))
-    queues = Table("queue", _right("waiting"), _right("done/s"), _right("failed/s"), box=None, pad_edge=False)
+        took = _together(recent, "kind_latency", {name})
+        kinds.add_row(plain(name), *_done_and_failed(recent, {name}, seconds), _ms(took, 0.5), _ms(took, 0.99))
+    queues = Table("queue", *map(_right, ("waiting", *RATES, "p99")), box=None, pad_edge=False)
     for name, depth in sorted(last.depth.items()):
         own = {kind for kind, queue in of_kinds.items() if queue == name}
-        queues.add_row(plain(name), str(depth), *(_done_and_failed(recent, own, seconds) if own else (NONE, NONE)))
-    workers = Table("worker", _right("ended/s"), _right("failed/s"), box=None, pad_edge=False)
+        rates = _done_and_failed(recent, own, seconds) if own else (NONE, NONE)
+        queues.add_row(plain(name), str(depth), *rates, _ms(_together(recent, "kind_latency", own), 0.99))
+    workers = Table("worker", *map(_right, ("ended/s", "failed/s", "p99")), box=None, pad_edge=False)
     ended, failed = (
         [sum(getattr(tick, of).get(name, 0) for tick in recent) / seconds for name in _workers(recent)]
         for of in ("workers", "worker_failed")
     )
     rows = list(zip(_workers(recent), ended, failed, strict=True))
     for name, ended_hz, failed_hz in rows[:MOST_ROWS]:
-        workers.add_row(plain(name), number(ended_hz), number(failed_hz))
+        took = _together(recent, "worker_latency", {name})
+        workers.add_row(plain(name), number(ended_hz), number(failed_hz), _ms(took, 0.99))
     if others := rows[MOST_ROWS:]:
         sums = (math.fsum(rates) for rates in (ended[MOST_ROWS:], failed[MOST_ROWS:]))
-        workers.add_row(f"{len(others)} more", *map(number, sums))
+        workers.add_row(f"{len(others)} more", *map(number, sums), NONE)
     return [kinds, queues, workers]
+
+
+def _together(recent: Sequence[Tick], by: str, names: Collection[str]) -> Histogram:
+    """Latency of these kinds, or workers; empty where none of their jobs ended."""
+    found = [getattr(tick, by)[name] for tick in recent for name in names if name in getattr(tick, by)]
+    return found[0].merged(*found[1:]) if found else Histogram()
 
 
 def _done_and_failed(recent: Sequence[Tick], kinds: Collection[str], seconds: float) -> tuple[str, str]:

@@ -354,6 +354,10 @@ class Tick:
     """What workers and broker held at its end."""
     watch_rss_bytes: int = 0
     """That of the process that watches: the account of every job, the view and all else but producers and workers."""
+    kind_latency: Mapping[str, Histogram] = field(default_factory=dict, repr=False, compare=False)
+    """`latency` by kind; known shortly after its end only, and not kept: a run of a day would hold many of them."""
+    worker_latency: Mapping[str, Histogram] = field(default_factory=dict, repr=False, compare=False)
+    """By worker, likewise."""
 
     @property
     def depth_all(self) -> int:

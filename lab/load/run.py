@@ -42,8 +42,9 @@ CLOSED_HOLDS_TICKS = 10
 PRODUCER_HZ = 20_000.0
 """What one producer is asked for, unless the scenario says how many there are."""
 NOTED_OTHERS_CORES, NOTED_STEAL_CORES = 0.25, 0.10
-SETTLED_LOOKS = 3
-"""A message is in flight for well under a millisecond; so many looks in a row must find none."""
+SETTLED_S = 0.25
+"""A message is neither in a queue nor noted as fetched, nor its job begun, for some milliseconds: all looks for so long
+must find none."""
 
 OnTick = Callable[[Tick], None]
 OnEnds = Callable[[Ends], None]
@@ -125,7 +126,8 @@ class _Run:
     rss_most_bytes: int = 0
     next_tick: int = 0
     looked: int = 0
-    settled: int = 0
+    settled_ns: int | None = None
+    """Since when nothing more has been seen that could end."""
     holds: Holds = field(default_factory=Holds)
     _books: Books = field(init=False)
 
@@ -284,10 +286,14 @@ class _Run:
             return False
         if not books.failed:
             return True
-        # What has failed may be tried again as long as the broker holds it.
+        # What has failed may be tried again as long as the broker holds it, and then for as long as it runs.
         depth, unacked = self.stand.held()
-        self.settled = 0 if sum(depth.values()) or unacked else self.settled + 1
-        return self.settled >= SETTLED_LOOKS
+        now_ns = time.monotonic_ns()
+        if sum(depth.values()) or unacked or self.stand.watch.under_way():
+            self.settled_ns = None
+            return False
+        self.settled_ns = self.settled_ns or now_ns
+        return now_ns - self.settled_ns >= SETTLED_S * 1e9
 
     def _tick(self, start_ns: int, tick_s: float) -> None:
         """Look at the broker at each tick's end, and tell of the tick once producers have."""

@@ -223,6 +223,7 @@ GROWING: tuple[tuple[str, str, float, Callable[[Tick], int | None]], ...] = (
     ("broker's memory", "MiB", MIB, lambda tick: tick.holds.broker_used_bytes),
     ("connections to the broker", "", 1, lambda tick: tick.holds.broker_clients),
     ("generator's memory", "MiB", MIB, lambda tick: tick.generator_rss_bytes or None),
+    ("watching process' memory", "MiB", MIB, lambda tick: tick.watch_rss_bytes or None),
 )
 """What should not grow in a long run: in words, its unit, how many of ours that is, and where a tick keeps it."""
 

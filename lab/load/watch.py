@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 from numpy.typing import NDArray
 
 from lab.load.books import Ends
-from lab.load.idents import halves, read
+from lab.load.idents import halves, read, tag_of
 from lab.load.model import ErrorGroup, Observation, Watch
 from lab.observe import MARKS
 from tasks.timeline import CAPACITY, DONE, HEADER_BYTES, STEPS, TAPE_BYTES
@@ -29,13 +29,13 @@ MOST_LOG_BYTES = 8 << 20
 LISTEN_S = 5.0
 """How long a subscription may take to stand."""
 SILENT_S = 30.0
-"""Without a sign of a worker that sends one every two seconds; a solo worker sends none while it does a job."""
+"""Without a sign of a worker that sends one every two seconds."""
 _RAISED = re.compile(r"Task (\S+)\[([0-9a-f-]{32,36})\] raised unexpected: (.*)")
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
 
 class Watching(Protocol):
-    """Sees ends."""
+    """Sees ends. What a way of watching cannot know has its answer here."""
 
     about: Observation
 
@@ -47,29 +47,33 @@ class Watching(Protocol):
         """What of the run has ended since the last time."""
         ...
 
-    def trouble(self) -> str:
-        """Why nothing more will be seen; empty as long as all is well."""
-        ...
-
     def errors(self) -> tuple[ErrorGroup, ...]:
         """What failures said."""
-        ...
-
-    def gone(self) -> str:
-        """Which workers of somebody else have died, so that a run is of no use; empty as long as none has."""
-        ...
-
-    def left(self) -> Sequence[str]:
-        """Those that said good-bye."""
-        ...
-
-    def heard_s(self) -> Mapping[str, float]:
-        """Of each worker whose clock may not be ours, the least from a moment by its clock until it was heard of."""
         ...
 
     def close(self) -> None:
         """Stop watching; safe to call twice."""
         ...
+
+    def trouble(self) -> str:
+        """Why nothing more will be seen; empty as long as all is well."""
+        return ""
+
+    def under_way(self) -> int:
+        """How many jobs had begun and not ended at the last look; 0 where that is not to be seen."""
+        return 0
+
+    def gone(self) -> str:
+        """Which workers of somebody else have died, so that a run is of no use; empty as long as none has."""
+        return ""
+
+    def left(self) -> Sequence[str]:
+        """Those that said good-bye."""
+        return ()
+
+    def heard_s(self) -> Mapping[str, float]:
+        """Of each worker whose clock may not be ours, the least from a moment by its clock until it was heard of."""
+        return {}
 
 
 class Groups:
@@ -114,7 +118,7 @@ class Folder(NamedTuple):
     logs: Path
 
 
-class Marks:
+class Marks(Watching):
     """Reads the tapes of our own workers as they are written; one that is full and done with is removed."""
 
     about = Observation(
@@ -137,10 +141,6 @@ class Marks:
         self._log_from = {
             log: log.stat().st_size for folder in self._folders for log in folder.logs.glob("worker-*.log")
         }
-
-    def trouble(self) -> str:
-        """See `Watching`."""
-        return ""
 
     def ended(self) -> Iterator[Ends]:
         """See `Watching`."""
@@ -169,6 +169,11 @@ class Marks:
                 del self._reels[path]
                 path.unlink(missing_ok=True)
 
+    def under_way(self) -> int:
+        """See `Watching`. A job whose process was killed looks so for good."""
+        under_way = [reel.under_way() for reel in self._reels.values()]
+        return sum(int((read(marks["nonce"], marks["seq"]).tag == self._tag).sum()) for marks in under_way)
+
     def _place(self, pool: str, path: Path) -> int:
         """Which worker a tape is of: processes of a pool are numbered as they appear."""
         process = (pool, path.name.partition("-")[0])
@@ -190,18 +195,6 @@ class Marks:
                             groups.add(match[2], match[3])
         return groups.value
 
-    def gone(self) -> str:
-        """See `Watching`. Who runs ours looks after them."""
-        return ""
-
-    def left(self) -> Sequence[str]:
-        """See `Watching`."""
-        return ()
-
-    def heard_s(self) -> Mapping[str, float]:
-        """See `Watching`. All moments are of our own clock."""
-        return {}
-
     def close(self) -> None:
         """See `Watching`."""
         self._reels.clear()
@@ -220,6 +213,10 @@ class _Reel:
     def is_over(self) -> bool:
         """Whether nothing more will come of it."""
         return self._begun == CAPACITY and not len(self._under_way)
+
+    def under_way(self) -> NDArray[Any]:
+        """The marks of jobs that had begun and not ended at the last look."""
+        return self._marks[self._under_way]
 
     def ended(self) -> NDArray[Any]:
         """Copies of the marks of jobs that ended since the last look, however long others of the same tape take."""
@@ -294,7 +291,7 @@ class _Heard:
             )
 
 
-class Events:
+class Events(Watching):
     """Listens to Celery's events in a thread of its own. Times are the workers' wall clocks, moved to our own."""
 
     about = Observation(
@@ -319,6 +316,9 @@ class Events:
         self._app, self._heard, self._groups = app, _Heard(), Groups()
         self._tag = -1
         self._heard_ns: dict[str, int] = {}
+        self._begun: dict[str, set[str]] = {}
+        """Of each worker the jobs that it has begun and not ended, ours or not."""
+        self._beats_while_busy = set[str]()
         self._stands = threading.Event()
         self._receiver: Any = None
         self.lost_connection = ""
@@ -341,14 +341,17 @@ class Events:
             self._stands.set()
 
     def _event(self, event: Mapping[str, Any]) -> None:
-        kind = event.get("type")
+        kind, worker, job = event.get("type"), str(event.get("hostname")), str(event.get("uuid"))
         self.heard += 1
-        self._notice(str(kind), str(event.get("hostname")))
+        self._notice(str(kind), worker)
+        if kind == "task-started":
+            self._begun.setdefault(worker, set()).add(job)
         if kind not in self._OVER:
             return
-        good, job = self._OVER[str(kind)], str(event.get("uuid"))
+        self._begun.get(worker, set()).discard(job)
+        good = self._OVER[str(kind)]
         # Our own two clocks are compared each time: the time of day may be set while a soak runs.
-        now_ns, day_ns, worker = time.monotonic_ns(), time.time_ns(), str(event.get("hostname"))
+        now_ns, day_ns = time.monotonic_ns(), time.time_ns()
         took_ns = day_ns - round(float(event["timestamp"]) * 1e9)
         self._heard_ns[worker] = min(took_ns, self._heard_ns.get(worker, took_ns))
         ended_ns = now_ns - took_ns
@@ -368,12 +371,20 @@ class Events:
         elif kind in {"worker-online", "worker-heartbeat"}:
             self._offline.discard(worker)
             self._beat_s[worker] = time.monotonic()
+            if kind == "worker-online":
+                self._begun.pop(worker, None)  # what it had begun before it started anew, it does not do
+            elif self._begun.get(worker):
+                self._beats_while_busy.add(worker)
         elif worker in self._beat_s:
             self._beat_s[worker] = time.monotonic()
 
     def begin(self, tag: int, names: Sequence[str]) -> None:
         """See `Watching`."""
         self._tag, self._groups, self._heard_ns = tag, Groups(tag, tuple(names)), {}
+
+    def under_way(self) -> int:
+        """See `Watching`."""
+        return sum(tag_of(job) == self._tag for jobs in list(self._begun.values()) for job in list(jobs))
 
     def trouble(self) -> str:
         """See `Watching`."""
@@ -388,12 +399,13 @@ class Events:
         return self._groups.value
 
     def gone(self) -> str:
-        """See `Watching`. Who never sends a heartbeat is not missed."""
+        """See `Watching`. Who sends no heartbeat is not missed; nor is, in the midst of a job, who sends none then."""
         if self._workers and self._workers <= self._offline:
             return "the last worker that serves these queues said good-bye"
         now_s = time.monotonic()
         for name, beat_s in list(self._beat_s.items()):
-            if name not in self._offline and now_s - beat_s > SILENT_S:
+            busy_and_mute = self._begun.get(name) and name not in self._beats_while_busy
+            if name not in self._offline and now_s - beat_s > SILENT_S and not busy_and_mute:
                 return f"{name} has sent no heartbeat for {now_s - beat_s:.0f} s"
         return ""
 
@@ -413,7 +425,7 @@ class Events:
         self._thread.join(LISTEN_S)
 
 
-class Results:
+class Results(Watching):
     """Listens to what a Redis result backend announces of each result, in a thread of its own."""
 
     about = Observation(
@@ -479,18 +491,6 @@ class Results:
     def errors(self) -> tuple[ErrorGroup, ...]:
         """See `Watching`."""
         return self._groups.value
-
-    def gone(self) -> str:
-        """See `Watching`. A backend knows nothing of workers."""
-        return ""
-
-    def left(self) -> Sequence[str]:
-        """See `Watching`."""
-        return ()
-
-    def heard_s(self) -> Mapping[str, float]:
-        """See `Watching`. All moments are of our own clock."""
-        return {}
 
     def close(self) -> None:
         """See `Watching`."""

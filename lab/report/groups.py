@@ -165,6 +165,10 @@ def _knobs(names: tuple[str, ...] | None) -> str:
     return ", ".join(names) or "nothing turned"
 
 
+def _heartbeat(every_s: int | None) -> str:
+    return "no heartbeats marked" if every_s is None else f"a heartbeat every {every_s} s"
+
+
 EXTRAS: Mapping[str, Callable[[Run], str]] = {
     "job": lambda run: run.trial.setup.job,
     "codec": lambda run: _codec(run.trial.setup),
@@ -188,6 +192,7 @@ EXTRAS: Mapping[str, Callable[[Run], str]] = {
     "packages": lambda run: ", ".join(run.trial.setup.packages) or "the usual packages",
     "beside": lambda run: _beside(run.trial.setup.beside),
     "steps": lambda run: "steps marked" if run.trial.setup.steps else "steps not marked",
+    "heartbeat_s": lambda run: _heartbeat(run.trial.setup.heartbeat_s),
     "watch_broker": lambda run: "broker watched" if run.trial.setup.watch_broker else "broker not watched",
 }
 """What may be added to a label, in this order, until no two setups share one."""
