@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.broker import Broker, own_server
-from lab.checks import late_producer
+from lab.checks import late_tail
 from lab.children import Children
 from lab.model import Trial
 from lab.stats import quantile
@@ -139,8 +139,8 @@ def test_latency_from_due_shows_a_stall_that_latency_from_sent_hides():
 
 def test_a_run_with_a_stalled_producer_is_not_trusted():
     setup = replace(SETUP, job="snooze", args={"ms": 5}, pool="threads", concurrency=200, pacer=Constant(RATE_HZ, 10))
-    assert list(late_producer(simulate(Trial("stall", setup, 0), sent=stalled())))
-    assert not list(late_producer(simulate(Trial("stall", setup, 0))))
+    assert list(late_tail(simulate(Trial("stall", setup, 0), sent=stalled())))
+    assert not list(late_tail(simulate(Trial("stall", setup, 0))))
 
 
 @given(

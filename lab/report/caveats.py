@@ -101,10 +101,14 @@ def _interrupted(suite: Suite, name: str, experiment: Experiment | None) -> Iter
     if experiment is None:
         yield f"{name} is not an experiment of this Sidestep: its runs are shown, but no claim is judged."
         return
-    declared = len(experiment.setups(cores=int(suite.environment.get("cores", 1)), quick=suite.quick))
-    missing = declared - len(measured) - sum(key.startswith(f"{name} · ") for key in suite.left_out)
+    declared = experiment.setups(cores=int(suite.environment.get("cores", 1)), quick=suite.quick)
+    # Several setups that could not run may share a label.
+    left_out = [key for key in suite.left_out if key.startswith(f"{name} · ")]
+    unable = sum(any(key.startswith(f"{name} · {setup.label}") for key in left_out) for setup in declared)
+    missing = len(declared) - len(measured) - unable
     if missing > 0:
-        yield f"{name}: {plural(missing, 'declared setup')} of {declared} has no run in this suite."
+        have = "has" if missing == 1 else "have"
+        yield f"{name}: {plural(missing, 'declared setup')} of {len(declared)} {have} no run in this suite."
 
 
 def faults(suite: Suite) -> dict[str, list[Run]]:
