@@ -147,9 +147,11 @@ def test_a_fault_on_a_run_that_the_claim_does_not_look_at_is_none_of_its_busines
     ],
 )
 def test_one_late_job_in_a_hundred_spoils_no_median_and_all_else(measure: str, check: str, verdict: Verdict):
-    measured = [replace(run, faults=(Fault(check, "late"),)) for run in runs(*STEADY)]
-    any_figure = replace(claim(at_least=0), measure=replace(RATIO, measure=measure))
-    assert judge(any_figure, measured, cores=2).verdict is verdict
+    samples = make_samples(sent_ns=[0, 0], received_ns=[3_000_000] * 2, ended_ns=[9_000_000] * 2)
+    measured = [replace(run, samples=samples, faults=(Fault(check, "late"),)) for run in runs(*STEADY)]
+    finding = judge(replace(claim(at_least=0), measure=replace(RATIO, measure=measure)), measured, cores=2)
+    assert finding.verdict is verdict
+    assert (finding.because == "late") is (verdict is Verdict.INVALID)
 
 
 def level_runs(*lost: float) -> list[Run]:
