@@ -100,10 +100,12 @@ def drain(
             progress.plan(expected_s)
             step = Steps(progress, expected_s / count, None if notes.is_terminal else notes, count)
             compared = measure(rig, rows, size, seed=seed, left_out=left_out, fill="bulk", step=step)
+            # What did not drain has no half load.
+            rates_hz = half_rates_hz(compared)
             answered, failed = measure_answers(
                 rig,
-                answering,
-                half_rates_hz(compared),
+                {name: row for name, row in answering.items() if name in rates_hz},
+                rates_hz,
                 answer_size,
                 seed=seed,
                 step=lambda words: step(words, size),

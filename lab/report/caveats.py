@@ -102,9 +102,9 @@ def _interrupted(suite: Suite, name: str, experiment: Experiment | None) -> Iter
         yield f"{name} is not an experiment of this Sidestep: its runs are shown, but no claim is judged."
         return
     declared = experiment.setups(cores=int(suite.environment.get("cores", 1)), quick=suite.quick)
-    # Several setups that could not run may share a label.
-    left_out = [key for key in suite.left_out if key.startswith(f"{name} · ")]
-    unable = sum(any(key.startswith(f"{name} · {setup.label}") for key in left_out) for setup in declared)
+    # Several setups that could not run may share a label, beside which a codec may stand.
+    labels = ((f"{name} · {setup.label}", f"{name} · {setup.label} {setup.codec}") for setup in declared)
+    unable = sum(any(label in suite.left_out for label in both) for both in labels)
     missing = len(declared) - len(measured) - unable
     if missing > 0:
         have = "has" if missing == 1 else "have"
