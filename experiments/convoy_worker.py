@@ -74,7 +74,7 @@ experiment = Experiment(
             says="Beside two computing jobs no heartbeat of a threads worker comes more than half a second late.",
             measure=Level("heartbeat_late_s", of={"pool": "threads", "heartbeat_s": 1}),
             at_most=0.5,
-            why="The thread that sends it needs the GIL some twenty times, each after a switch interval. Who listens"
+            why="The thread that sends it needs the GIL a few times only, each after a switch interval. Who listens"
             " takes a worker for offline only where it is late by a whole interval, two seconds unasked.",
             advice="A threads worker that computes stays alive for its neighbours and for Flower. Prefork's too: its"
             " heartbeats come from a process that runs no job.",
