@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
+from experiments.catalogue import EXPERIMENTS
 from lab.model import (
     SAMPLE_COLUMNS,
     Arms,
@@ -37,6 +38,7 @@ from lab.model import (
     Verdict,
 )
 from lab.report import tables, text
+from lab.report.caveats import caveats
 from lab.report.groups import groups, rate_hz
 from lab.report.page import page
 from lab.report.speedup import busy_share, speedups
@@ -663,3 +665,23 @@ def test_latency_waits_and_service_are_of_the_setups_own_jobs() -> None:
     others = tables.beside([group])
     assert others
     assert "1000" in others.rows[0]
+
+
+def test_setups_that_could_not_run_are_not_missed_although_they_share_a_label_and_others_are() -> None:
+    # Given a suite of break-even without sub-interpreters, of which several lengths of job have one label
+    experiment = EXPERIMENTS["break-even"]
+    setups = experiment.setups(cores=2)
+    unable = [setup for setup in setups if setup.pool == "interpreters"]
+    assert len({setup.label for setup in unable}) < len(unable)
+    runs = [
+        replace(make_run(setup=setup), trial=Trial("break-even", setup, 0)) for setup in setups if setup not in unable
+    ]
+    left_out = {f"break-even · {setup.label}": "no sub-interpreters" for setup in unable}
+
+    def missed(runs: list[Run]) -> list[str]:
+        suite = a_suite(runs, experiments=("break-even",), repeats={"break-even": 1}, left_out=left_out)
+        return [says for says in caveats(suite, [experiment]) if "declared setup" in says]
+
+    # Then none is missed, and one that has no run is
+    assert missed(runs) == []
+    assert missed(runs[1:]) == [f"break-even: 1 declared setup of {len(setups)} has no run in this suite."]
