@@ -4,24 +4,23 @@ from lab.model import Arms, BreakEven, Claim, Curve, Experiment, Ratio, Setup
 from producer.pacers import Burst
 from producer.payloads import Calibrated
 
-LENGTHS = (
-    {"loops": Calibrated(ms=0.3)},
-    {"loops": Calibrated(ms=1)},
-    {"loops": Calibrated(ms=3)},
-    {"loops": Calibrated(ms=10)},
-    {"loops": Calibrated(ms=30)},
-)
+LENGTHS = tuple({"loops": Calibrated(ms=ms)} for ms in (0.3, 1, 10, 30))
+MIDDLE = ({"loops": Calibrated(ms=3)},)
+QUEUE = {"pool": ("prefork",), "concurrency": (2,)}
+LOOP = {"queued": (False,), "pool": ("serial",)}
+PROCESSES = {"queued": (False,), "pool": ("processes",), "concurrency": (2,)}
+INTERPRETERS = {"queued": (False,), "pool": ("interpreters",), "concurrency": (2,)}
 
 experiment = Experiment(
     name="break-even",
     question="From which job length on do two processes beat a plain loop, with a queue and without?",
     base=Setup(job="spin", args={"loops": Calibrated(ms=30)}, pacer=Burst(60)),
     quick={"pacer": Burst(40)},
+    halvings=3,
     arms=(
-        Arms({"args": LENGTHS, "pool": ("prefork",), "concurrency": (2,)}),
-        Arms({"args": LENGTHS, "queued": (False,), "pool": ("serial",)}),
-        Arms({"args": LENGTHS, "queued": (False,), "pool": ("processes",), "concurrency": (2,)}),
-        Arms({"args": LENGTHS, "queued": (False,), "pool": ("interpreters",), "concurrency": (2,)}, in_quick=False),
+        *(Arms({"args": LENGTHS, **way}) for way in (QUEUE, LOOP, PROCESSES)),
+        *(Arms({"args": MIDDLE, **way}, in_quick=False) for way in (QUEUE, LOOP, PROCESSES)),
+        Arms({"args": (*LENGTHS, *MIDDLE), **INTERPRETERS}, in_quick=False),
     ),
     claims=(
         Claim(

@@ -18,8 +18,8 @@ experiment = Experiment(
     base=Setup(job="weigh", args=INLINE[0], pacer=Burst(60), pool="prefork"),
     quick={"pacer": Burst(30)},
     arms=(
-        Arms({"args": (*INLINE, *REDIS, *SHM)}),
-        Arms({"args": (*FILE, ONE_A_JOB)}),
+        Arms({"args": (ONE_A_JOB, *(args for way in (INLINE, REDIS, SHM, FILE) for args in (way[0], *way[2:])))}),
+        Arms({"args": tuple(way[1] for way in (INLINE, REDIS, SHM, FILE))}, in_quick=False),
     ),
     claims=(
         Claim(

@@ -35,7 +35,8 @@ experiment = Experiment(
         Arms({"apart": ("processes",)}),
         Arms({"apart": ("processes",), "apart_concurrency": (2,), "beside": (TWO_APART,)}, in_quick=False),
         Arms({"apart": ("processes",), "apart_concurrency": (4,), "beside": (FOUR_APART,)}, in_quick=False),
-        Arms({"job": ("nudge",), "args": ({"rounds": 4},), "beside": (None, ONE)}),
+        Arms({"job": ("nudge",), "args": ({"rounds": 4},), "beside": (ONE,)}),
+        Arms({"job": ("nudge",), "args": ({"rounds": 4},), "beside": (None,)}, in_quick=False),
     ),
     claims=(
         Claim(

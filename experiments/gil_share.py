@@ -18,7 +18,8 @@ experiment = Experiment(
     base=Setup(job="blend", args=_blend(0.5), pacer=Burst(40), queued=False, pool="threads"),
     quick={"pacer": Burst(24)},
     arms=(
-        Arms({"args": (_blend(0), _blend(0.25), _blend(0.5), _blend(0.75), _blend(1)), "concurrency": (1, 2)}),
+        Arms({"args": (_blend(0), _blend(0.5), _blend(1)), "concurrency": (1, 2)}),
+        Arms({"args": (_blend(0.25), _blend(0.75)), "concurrency": (1, 2)}, in_quick=False),
         Arms({"job": ("squeeze",), "args": ({"chunks": Calibrated(ms=20)},), "concurrency": (1, 2)}),
         Arms({"job": ("sine",), "args": ({"rounds": Calibrated(ms=20)},), "concurrency": (1, 2)}),
     ),

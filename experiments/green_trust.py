@@ -26,7 +26,9 @@ experiment = Experiment(
     question="What does one computing job do to the quick jobs of a green worker?",
     base=Setup(job="snooze", args={"ms": 20}, pacer=Constant(50, 3), concurrency=50),
     arms=(
-        Arms({"pool": ("eventlet", "gevent", "threads"), "beside": (None, COMPUTING)}),
+        Arms({"pool": ("eventlet", "gevent"), "beside": (None, COMPUTING)}),
+        Arms({"pool": ("threads",), "beside": (COMPUTING,)}),
+        Arms({"pool": ("threads",), "beside": (None,)}, in_quick=False),
         Arms({"pool": ("gevent",), "beside": (UNPATCHED,)}),
         Arms({"pool": ("gevent",), "beside": (COMPUTING,), "apart": ("prefork",)}),
         Arms({"pool": ("eventlet",), "beside": (COMPUTING,), "apart": ("prefork",)}, in_quick=False),

@@ -8,9 +8,10 @@ experiment = Experiment(
     question="How many waits of half a second can one worker keep in flight, and at what memory?",
     base=Setup(job="snooze", args={"ms": 500}, pacer=Burst(20)),
     arms=(
-        Arms({"pool": ("prefork", "threads", "eventlet", "gevent"), "concurrency": (10,)}),
-        Arms({"pool": ("threads", "eventlet", "gevent"), "concurrency": (100,), "pacer": (Burst(200),)}),
-        Arms({"pool": ("prefork",), "concurrency": (100,), "pacer": (Burst(200),)}, in_quick=False),
+        Arms({"pool": ("prefork",), "concurrency": (10,)}),
+        Arms({"pool": ("threads", "eventlet", "gevent"), "concurrency": (10,)}, in_quick=False),
+        Arms({"pool": ("threads", "gevent"), "concurrency": (100,), "pacer": (Burst(200),)}),
+        Arms({"pool": ("prefork", "eventlet"), "concurrency": (100,), "pacer": (Burst(200),)}, in_quick=False),
         Arms({"pool": ("eventlet", "gevent"), "concurrency": (1000,), "pacer": (Burst(2000),)}),
         # A thousand processes are left out, with the reason, where they do not fit into memory. No claim rests on them.
         Arms({"pool": ("threads", "prefork"), "concurrency": (1000,), "pacer": (Burst(2000),)}, in_quick=False),

@@ -3,23 +3,19 @@
 from lab.model import Arms, Claim, Curve, Experiment, Level, Ratio, Setup
 from producer.pacers import Burst
 
+NOTHING = {"kind": "nothing", "rounds": 200_000}
+LOCK = {"kind": "Lock", "rounds": 200_000}
+RLOCK = {"kind": "RLock", "rounds": 200_000}
+QUEUE = {"kind": "Queue", "rounds": 5_000}
+REDIS_LOCK = {"kind": "Redis lock", "rounds": 10}
+
 experiment = Experiment(
     name="locks",
     question="What does taking a lock cost, against a job of 1 ms?",
     base=Setup(job="hold", args={}, pacer=Burst(20), queued=False, pool="threads"),
     arms=(
-        Arms(
-            {
-                "args": (
-                    {"kind": "nothing", "rounds": 200_000},
-                    {"kind": "Lock", "rounds": 200_000},
-                    {"kind": "RLock", "rounds": 200_000},
-                    {"kind": "Queue", "rounds": 5_000},
-                    {"kind": "Redis lock", "rounds": 10},
-                ),
-                "concurrency": (1, 2),
-            }
-        ),
+        Arms({"args": (NOTHING, LOCK, QUEUE, REDIS_LOCK), "concurrency": (1, 2)}),
+        Arms({"args": (RLOCK,), "concurrency": (1, 2)}, in_quick=False),
     ),
     claims=(
         Claim(

@@ -18,6 +18,7 @@ experiment = Experiment(
         pool="prefork",
         nodes=2,
     ),
+    not_in_a_look="few repeats do not decide what is a few percent",
     arms=(
         Arms({"prefetch": (1, 4, 64)}),
         Arms({"prefetch": (1,), "acks_late": (True,)}),

@@ -9,6 +9,7 @@ experiment = Experiment(
     question="Does throughput over processes follow the Universal Scalability Law, and where does it end?",
     base=Setup(job="spin", args={"loops": Calibrated(ms=10)}, pacer=Burst(120), pool="prefork"),
     quick={"pacer": Burst(60)},
+    not_in_a_look="few repeats do not fit a curve",
     arms=(Arms({"concurrency": (1, 2, 3, 4, 6, 8)}),),
     claims=(
         Claim(

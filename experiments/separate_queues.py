@@ -20,7 +20,8 @@ experiment = Experiment(
     quick=FOR_A_LOOK,
     arms=(
         Arms({"pool": ("prefork",), "concurrency": (2,)}),
-        Arms({"pool": ("threads", "gevent"), "concurrency": (20,)}),
+        Arms({"pool": ("threads",), "concurrency": (20,)}),
+        Arms({"pool": ("gevent",), "concurrency": (20,)}, in_quick=False),
         Arms({"pool": ("threads", "gevent"), "concurrency": (20,), "apart": ("prefork",), "apart_concurrency": (1,)}),
     ),
     claims=(

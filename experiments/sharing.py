@@ -4,15 +4,19 @@ from lab.model import Arms, Claim, Curve, Experiment, Ratio, Setup
 from producer.pacers import Burst
 from producer.payloads import Text
 
-SIZES = ({"payload": Text(1_000)}, {"payload": Text(100_000)}, {"payload": Text(1_000_000)})
+ENDS = ({"payload": Text(1_000)}, {"payload": Text(1_000_000)})
+MIDDLE = ({"payload": Text(100_000)},)
+BARE = {"queued": (False,), "pool": ("threads", "processes")}
 
 experiment = Experiment(
     name="sharing",
     question="What does it cost to hand a job its argument, by size and by pool?",
     base=Setup(job="echo", args={"payload": Text(1_000)}, pacer=Burst(20)),
     arms=(
-        Arms({"args": SIZES, "pool": ("threads", "prefork")}),
-        Arms({"args": SIZES, "queued": (False,), "pool": ("threads", "processes")}),
+        Arms({"args": ENDS, "pool": ("threads", "prefork")}),
+        Arms({"args": MIDDLE, "pool": ("threads", "prefork")}, in_quick=False),
+        Arms({"args": ENDS, **BARE}),
+        Arms({"args": MIDDLE, **BARE}, in_quick=False),
     ),
     claims=(
         Claim(

@@ -11,7 +11,8 @@ experiment = Experiment(
     quick={"pacer": Burst(32)},
     arms=(
         Arms({"pool": ("serial",)}),
-        Arms({"concurrency": (1, 2, 4, 8, 16)}),
+        Arms({"concurrency": (1, 2, 16)}),
+        Arms({"concurrency": (4, 8)}, in_quick=False),
         Arms({"concurrency": (16,), "switch_interval_s": (0.0001,)}),
     ),
     claims=(

@@ -1,97 +1,148 @@
-"""How soon a Celery worker with little to do answers: idle, and at half of what it can; trials for `bench drain`."""
+"""How soon a worker answers: idle and at half load, with either transport; the figures and what they come to. Pure."""
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
 
-from lab.children import tree
-from lab.drains import LONGEST_GAP_S, STILL_S, Answer, AnswerSize, arrivals_s
-from lab.model import LabError
-from lab.peer_trials import (
-    BOOT_TIMEOUT_S,
-    OWN_INFOS,
-    WARM_JOBS,
-    Marks,
-    Rig,
-    await_all,
-    awake,
-    idle,
-    snapshot,
-    strangers,
-    warm,
-)
-from lab.peers import Peer
-from lab.resources import Snapshot
+import numpy as np
+
+from lab import drains
+from lab.drains import OURS, POOLS, ROWS, STOCK
+from lab.model import Estimate
+from lab.peers import Compared, interval, is_noisy
+from lab.stats import mean, mean_of_logs, quantile
+
+STILL_S = 3.0
+"""A worker is left alone so long: what it says to the broker then, it says to find out that there is nothing."""
+LONGEST_GAP_S = 0.2
+"""Before a job for an idle worker. Neither transport polls, so longer ones would only take longer."""
 
 
-def measure_answers(
-    rig: Rig,
-    rows: Mapping[str, Peer],
-    rates_hz: Mapping[str, float],
-    size: AnswerSize,
-    *,
-    seed: int = 0,
-    step: Callable[[str], None] = lambda _: None,
-) -> tuple[list[dict[str, Answer]], tuple[str, ...]]:
-    """Every row once in each block, in shuffled order, at its rate; and what went wrong, such as a worker that ended.
+@dataclass(frozen=True, slots=True)
+class AnswerSize:
+    """How much a run measures."""
 
-    Rows of one rate get the same arrivals in the same block.
+    blocks: int
+    idle_jobs: int
+    paced_s: float
+    retakes: int = 2
+
+    def expected_s(self, rows: int) -> float:
+        """About how long it takes on two cores."""
+        return rows * self.blocks * (START_S + STILL_S + self.idle_jobs * (LONGEST_GAP_S / 2 + 0.01) + self.paced_s)
+
+
+START_S = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One trial: one row in one block. Times in seconds."""
+
+    idle_s: tuple[float, ...]
+    """Of each job of an idle worker: from the call that sends it to its first line."""
+    half_s: tuple[float, ...]
+    """Of each job at half load: from when it was due to its first line."""
+    still_hz: float
+    """The broker's commands a second while there was nothing to do at all."""
+    lag_s: tuple[float, ...] = ()
+    """By how much the call that sends it came after it was due, of each job at half load: it had one before to send."""
+    missing: int = 0
+    others_cores: float = 0.0
+    steal_cores: float = 0.0
+
+
+def arrivals_s(rate_hz: float, length_s: float, chance: Random) -> list[float]:
+    """Moments of a Poisson process, in order, in seconds from its beginning; at least one."""
+    found = [chance.expovariate(rate_hz)]
+    while found[-1] < length_s:
+        found.append(found[-1] + chance.expovariate(rate_hz))
+    return found[:-1] or found
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of how soon a worker answers; less is better."""
+
+    label: str
+    of: Callable[[Answer], float]
+    scale: float = 1.0
+    """From the figure to what a table shows."""
+
+
+FIGURES: Mapping[str, Figure] = {
+    "idle-p50": Figure("idle, median ms", lambda one: quantile(np.array(one.idle_s), 0.5), 1e3),
+    "idle-p99": Figure("idle, p99 ms", lambda one: quantile(np.array(one.idle_s), 0.99), 1e3),
+    "half-p50": Figure("half load, median ms", lambda one: quantile(np.array(one.half_s), 0.5), 1e3),
+    "half-p99": Figure("half load, p99 ms", lambda one: quantile(np.array(one.half_s), 0.99), 1e3),
+    "lag-p99": Figure("of which the producer, p99 ms", lambda one: quantile(np.array(one.lag_s), 0.99), 1e3),
+    "still": Figure("commands a second with nothing to do", lambda one: one.still_hz),
+}
+
+Answers = Sequence[Mapping[str, Answer]]
+"""By row: one mapping for each block."""
+
+
+def half_rates_hz(compared: Compared) -> dict[str, float]:
+    """For each row that answers, half of what stock with the same pool was seen to drain; both sides get the same."""
+    found: dict[str, float] = {}
+    for pool in POOLS:
+        if level := compared.level("drain", f"{STOCK}-{pool}"):
+            found |= {f"{side}-{pool}": level.value / 2 for side in (STOCK, OURS)}
+    return found
+
+
+def figure(answers: Answers, name: str, row: str) -> Estimate | None:
+    """A row's figure over blocks; None where it was not measured."""
+    of = FIGURES[name].of
+    values = [of(block[row]) for block in answers if row in block]
+    return mean(values) if name == "still" else mean_of_logs([value for value in values if value > 0])
+
+
+def answer_ratios(answers: Answers) -> dict[str, Estimate]:
+    """Ours over stock with the same pool, inside each block, `idle-p50/threads` and so on; below 1 ours is the better.
+
+    `still` is left out where one of them says nothing at all; the producer's lag is neither's.
     """
-    chance = random.Random(seed)
-    blocks: list[dict[str, Answer]] = []
-    failed: dict[str, str] = {}
-    with awake(rig.session):
-        for repeat in range(size.blocks):
-            block: dict[str, Answer] = {}
-            for name in chance.sample(sorted(rows), len(rows)):
-                step(f"{rows[name].label}, answers {repeat + 1}")
-                if name in failed:
-                    continue
-                due_s = arrivals_s(rates_hz[name], size.paced_s, random.Random(f"{seed} {repeat} {rates_hz[name]}"))
-                try:
-                    for _ in range(size.retakes + 1):
-                        block[name] = answer(rig, rows[name], size.idle_jobs, due_s, chance)
-                        if not block[name].is_noisy:
-                            break
-                except LabError as error:
-                    failed[name] = str(error)
-            blocks.append(block)
-    return blocks, tuple(failed.values())
+    found = {}
+    for name, row in FIGURES.items():
+        for pool in POOLS if name != "lag-p99" else ():
+            ours, stock = f"{OURS}-{pool}", f"{STOCK}-{pool}"
+            pairs = [(row.of(b[ours]), row.of(b[stock])) for b in answers if ours in b and stock in b]
+            ratios = [one / other for one, other in pairs if one > 0 and other > 0]
+            if ratios and (estimate := mean_of_logs(ratios)):
+                found[f"{name}/{pool}"] = estimate
+    return found
 
 
-def answer(rig: Rig, peer: Peer, idle_jobs: int, due_s: Sequence[float], chance: random.Random) -> Answer:
-    """One row, once. Raises LabError when its worker does not run."""
-    paced_first = WARM_JOBS + idle_jobs
-    with rig.place() as folder:
-        marks = Marks(folder / "marks", paced_first + len(due_s))
-        env = rig.env(peer, marks)
-        with rig.workers(peer, env, folder) as workers, rig.producer(peer, env, folder) as producer:
-            warm(producer, workers, marks)
-            helpers = [*rig.session.helpers, *tree(producer.process)]
-            begun = snapshot(rig, workers, helpers)
-            time.sleep(STILL_S)  # to let time pass is the measurement
-            still = snapshot(rig, workers, helpers)
-            idle_s = idle(producer, marks, WARM_JOBS, idle_jobs, chance, LONGEST_GAP_S)
-            order = {"do": "paced", "first": paced_first, "count": len(due_s), "due_s": list(due_s)}
-            said = producer.ask(order, BOOT_TIMEOUT_S + 2 * due_s[-1])
-            await_all(workers, marks, paced_first, len(due_s))
-            ended = snapshot(rig, workers, helpers)
-        started = marks.of(paced_first, len(due_s))["started_ns"]
-        others_cores, steal_cores = strangers((begun, still), (still, ended))
-        return Answer(
-            idle_s=tuple(idle_s),
-            half_s=tuple(float(at - due) / 1e9 for at, due in zip(started, said["due_ns"], strict=True) if at),
-            still_hz=_commands_hz(begun, still),
-            lag_s=tuple((sent - due) / 1e9 for sent, due in zip(said["sent_ns"], said["due_ns"], strict=True)),
-            missing=len(due_s) - sum(1 for at in started if at) + idle_jobs - len(idle_s),
-            others_cores=others_cores,
-            steal_cores=steal_cores,
-        )
+def answer_faults(answers: Answers) -> tuple[str, ...]:
+    """Reasons to distrust the figures, each with its remedy."""
+    found = []
+    for name in dict.fromkeys(name for block in answers for name in block):
+        label, trials = ROWS[name].label, [block[name] for block in answers if name in block]
+        if missing := sum(one.missing for one in trials):
+            found.append(f"{label}: {missing} jobs never ran, with no worker killed: look for an error in its log")
+        if noisy := sum(map(is_noisy, trials)):
+            found.append(f"{label}: others used the machine in {noisy} of {len(trials)} trials: run again")
+    return tuple(found)
 
 
-def _commands_hz(before: Snapshot, after: Snapshot) -> float:
-    """The broker's commands a second between two snapshots, without our own."""
-    count = sum(after.commands.values()) - sum(before.commands.values()) - OWN_INFOS
-    return max(0, count) / ((after.at_ns - before.at_ns) / 1e9)
+def as_json(compared: Compared, answers: Answers = ()) -> dict[str, Any]:
+    """What --json prints of the drains and, where they were measured, of the answers. See docs/peers.md."""
+    body, found = drains.as_json(compared), answer_ratios(answers)
+    figures = {
+        f"{name}/{row}": estimate
+        for name in FIGURES
+        for row in dict.fromkeys(row for block in answers for row in block)
+        if (estimate := figure(answers, name, row))
+    }
+    return {
+        **body,
+        "ratios": {**body["ratios"], **{name: e.value for name, e in found.items()}},
+        "intervals": {**body["intervals"], **{name: interval(e) for name, e in found.items()}},
+        "answers": {name: e.value for name, e in figures.items()},
+        "answer_intervals": {name: interval(e) for name, e in figures.items()},
+    }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from lab.model import Setup
+from lab.model import FrozenArgs, Setup
 from producer.payloads import Args, Calibrated, Payload, Sometimes
 
 SWITCH_INTERVAL_S = 0.005
@@ -54,6 +55,12 @@ def _ms(value: object) -> float:
             return (1 - share) * _ms(usually) + share * _ms(rarely)
         case _:
             return 0.0
+
+
+def at_work_ms(setup: Setup, ms: float) -> Setup:
+    """The setup with jobs of another length. It must have one argument that is calibrated, and no more."""
+    (name, work), *_ = ((name, value) for name, value in setup.args.items() if isinstance(value, Calibrated))
+    return replace(setup, args=FrozenArgs({**setup.args, name: replace(work, ms=ms)}))
 
 
 def outside_share(setup: Setup) -> float:

@@ -13,31 +13,11 @@ from rich.table import Column, Table
 
 from lab import broker as brokers
 from lab import environment
-from lab.answers import measure_answers
+from lab.answer_trials import measure_answers
+from lab.answers import FIGURES, Answers, AnswerSize, answer_faults, answer_ratios, as_json, figure, half_rates_hz
 from lab.bench_peers import CELL_COLUMNS, DONE, INVALID, PIPED_COLUMNS, Steps
 from lab.children import ROOT
-from lab.drains import (
-    FASTEST,
-    FIGURES,
-    GREEN,
-    OURS,
-    PATH,
-    POOLS,
-    RATIOS,
-    RIVALS,
-    ROWS,
-    STOCK,
-    Answers,
-    AnswerSize,
-    answer_faults,
-    answer_ratios,
-    as_json,
-    best_peer,
-    commands,
-    figure,
-    half_rates_hz,
-    ratios,
-)
+from lab.drains import FASTEST, GREEN, OURS, PATH, POOLS, RATIOS, RIVALS, ROWS, STOCK, best_peer, commands, ratios
 from lab.model import BadInput
 from lab.peer_trials import measure, open_rig
 from lab.peers import Compared, Peer, Size

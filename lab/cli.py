@@ -39,6 +39,7 @@ from lab import (
 from lab import doctor as doctors
 from lab.broker import users_broker
 from lab.compare import compare
+from lab.halving import expected_halving_s
 from lab.interpreters import ask
 from lab.load.after import Wanted
 from lab.load.compare import WITHIN
@@ -48,7 +49,7 @@ from lab.plan import expected_s
 from lab.progress import TrialProgress, spell
 from lab.report.explain import explanation
 from lab.report.text import render, verdicts
-from lab.report.units import sure
+from lab.report.units import plural, sure
 from lab.store import FILE, load, runs_home
 from lab.verdict import judge_all
 from producer.publish import NotTaken
@@ -306,7 +307,8 @@ def plan(
         for e, trials, _ in planned
         for t in trials
     ]
-    total_s = sum(expected_s(t, cores=here) for _, trials, _ in planned for t in trials)
+    more_s = sum(order.halvings_of(e) * expected_halving_s(e, trials, cores=here) for e, trials, _ in planned)
+    total_s = more_s + sum(expected_s(t, cores=here) for _, trials, _ in planned for t in trials)
     left_out = {label: why for _, _, some in planned for label, why in some.items()}
     if want_json:
         _print_json({"trials": rows, "expected_s": round(total_s, 1), "left_out": left_out})
@@ -321,6 +323,11 @@ def plan(
     out.print(table)
     for label, why in left_out.items():
         out.print(f"left out: {label}: {why}")
+    for experiment, _, _ in planned:
+        if steps := order.halvings_of(experiment):
+            out.print(
+                f"then, {experiment.name}: up to {plural(steps, 'job length')} more for each break-even, by bisection"
+            )
     out.print(f"{len(rows)} trials on {here} cores, about {spell(total_s)}")
 
 

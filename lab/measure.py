@@ -15,10 +15,11 @@ from lab import broker as brokers
 from lab.arenas import attached, compose, flower
 from lab.crew import Member
 from lab.environment import SAME_MACHINE, SAME_SITTING, cores, fingerprint, free_memory_bytes, noise_floor
+from lab.halving import expected_halving_s, halved, is_halved
 from lab.interpreters import ask, free_threaded, resolve
 from lab.model import FREE_THREADED, BadInput, Experiment, Setup, Suite, Trial
 from lab.plan import expected_s, plan
-from lab.runner import RETAKES, Runner, is_noisy
+from lab.runner import RETAKES, Runner, is_disturbed
 from lab.session import Session, open_session, written_with
 from lab.store import FILE, SuiteFile, load
 from tasks.pools import POOLS
@@ -46,6 +47,10 @@ class Order:
     def repeats_of(self, experiment: Experiment) -> int:
         """How often each setup of the experiment runs."""
         return self.repeats or (experiment.quick_repeats if self.quick else experiment.repeats)
+
+    def halvings_of(self, experiment: Experiment) -> int:
+        """How often the gap that holds a break-even is halved."""
+        return 0 if self.quick else experiment.halvings
 
     def trials(self, experiment: Experiment, *, cores: int) -> tuple[list[Trial], dict[str, str]]:
         """The trials that can run here, and for each setup that cannot, why."""
@@ -224,35 +229,58 @@ def _in_session(order: Order, session: Session, idle: Callable[[], None]) -> Ite
     )
     if old:
         suite = continued(suite, old)
-        same_setups(suite, [trial for trials, _ in planned.values() for trial in trials])
+        same_setups(suite, [trial for trials, _ in planned.values() for trial in trials], _halving(order))
         session.known_units = old.environment.get("units_per_ms", {})
     # A quick look must stay quick on a busy machine too.
     runner = Runner(session, here, retakes=1 if order.quick else RETAKES, idle=idle)
     planned_s = sum(expected_s(t, cores=here) for ts, _ in planned.values() for t in pending(ts, suite))
+    planned_s += sum(_halving_s(order, e, planned[e.name][0], suite, cores=here) for e in order.experiments)
     yield Step(None, None, suite, planned_s)
     begun_s = time.monotonic()
     for setup in dict.fromkeys(t.setup for trials, _ in planned.values() for t in pending(trials, suite)):
         session.prepare(setup)
     for experiment in order.experiments:
-        trials = planned[experiment.name][0]
-        for together in turns(experiment, trials, pending(trials, suite)):
-            yield Step(experiment, together[0], suite, sum(expected_s(trial, cores=here) for trial in together))
-            if order.quick and runner.retakes and time.monotonic() - begun_s > planned_s:
-                session.say("later than planned: runs that others disturb are no longer taken again")
-                runner = replace(runner, retakes=0)
-            try:
-                runs = runner.together(together)
-            except attached.TooFew as short:
-                session.say(str(short))
+        declared = planned[experiment.name][0]
+        for step in range(-1, order.halvings_of(experiment)):
+            # First what is declared, then what follows from it.
+            own = suite.only(experiment.name).runs
+            trials = declared if step < 0 else halved(experiment, declared, own, step, seed=order.seed)
+            for setup in dict.fromkeys(trial.setup for trial in pending(trials, suite)):
+                session.prepare(setup)
+            for together in turns(experiment, trials, pending(trials, suite)):
+                yield Step(experiment, together[0], suite, sum(expected_s(trial, cores=here) for trial in together))
+                if order.quick and runner.retakes and time.monotonic() - begun_s > planned_s:
+                    session.say("later than planned: runs that are disturbed are no longer taken again")
+                    runner = replace(runner, retakes=0)
+                try:
+                    runs = runner.together(together)
+                except attached.TooFew as short:
+                    session.say(str(short))
+                    yield Step(experiment, None, suite)
+                    continue
+                environment = {**suite.environment, "units_per_ms": session.calibration}
+                others = tuple(r for r in suite.runs if r.trial not in together)  # disturbed ones that are replaced now
+                suite = replace(suite, runs=(*others, *runs), environment=environment)
+                # Saved after every trial: a crash at trial 40 must not cost the first 39.
+                file.save(suite)
                 yield Step(experiment, None, suite)
-                continue
-            environment = {**suite.environment, "units_per_ms": session.calibration}
-            others = tuple(r for r in suite.runs if r.trial not in together)  # noisy ones that are replaced now
-            suite = replace(suite, runs=(*others, *runs), environment=environment)
-            # Saved after every trial: a crash at trial 40 must not cost the first 39.
-            file.save(suite)
-            yield Step(experiment, None, suite)
         yield Step(experiment, None, suite, complete=True)
+
+
+def _halving_s(order: Order, experiment: Experiment, declared: Sequence[Trial], suite: Suite, *, cores: int) -> float:
+    """About how long it takes to halve what is not halved yet."""
+    steps = order.halvings_of(experiment)
+    whole_s = expected_halving_s(experiment, declared, cores=cores)
+    if not steps or pending(declared, suite):
+        return steps * whole_s
+    own = suite.only(experiment.name).runs
+    for step in range(steps):
+        trials = halved(experiment, declared, own, step, seed=order.seed)
+        if not trials:
+            return 0.0
+        if pending(trials, suite):
+            return (steps - step) * whole_s
+    return 0.0
 
 
 def turns(experiment: Experiment, trials: Sequence[Trial], wanted: Sequence[Trial]) -> list[list[Trial]]:
@@ -270,8 +298,8 @@ def turns(experiment: Experiment, trials: Sequence[Trial], wanted: Sequence[Tria
 
 
 def pending(trials: Sequence[Trial], suite: Suite) -> list[Trial]:
-    """The trials that the suite does not hold yet, or holds from a noisy time only."""
-    done = {run.trial for run in suite.runs if not is_noisy(run)}
+    """The trials that the suite does not hold yet, or holds disturbed only."""
+    done = {run.trial for run in suite.runs if not is_disturbed(run)}
     return [trial for trial in trials if trial not in done]
 
 
@@ -312,16 +340,23 @@ def same_packages(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
     return then.items() <= now.items() and now.get("hiredis") == then.get("hiredis")
 
 
-def same_setups(suite: Suite, planned: Sequence[Trial]) -> None:
-    """Raise BadInput when the suite holds other setups of a planned experiment: claims would mix old and new ones."""
-    wanted = {(trial.experiment, trial.setup) for trial in planned}
-    names = {trial.experiment for trial in planned}
+def _halving(order: Order) -> frozenset[str]:
+    return frozenset(experiment.name for experiment in order.experiments if order.halvings_of(experiment))
+
+
+def same_setups(suite: Suite, planned: Sequence[Trial], halving: frozenset[str] = frozenset()) -> None:
+    """Raise BadInput when the suite holds other setups of a planned experiment: claims would mix old and new ones.
+
+    Those in `halving` add setups with job lengths of their own to the planned ones.
+    """
+    wanted: dict[str, set[Setup]] = {}
+    for trial in planned:
+        wanted.setdefault(trial.experiment, set()).add(trial.setup)
     for run in suite.runs:
-        if run.trial.experiment in names and (run.trial.experiment, run.trial.setup) not in wanted:
-            raise BadInput(
-                f"the suite there holds {run.trial.experiment} as it was declared before ({run.trial.setup.label}); "
-                "choose another --out"
-            )
+        name, setup = run.trial.experiment, run.trial.setup
+        if name not in wanted or setup in wanted[name] or (name in halving and is_halved(setup, wanted[name])):
+            continue
+        raise BadInput(f"the suite there holds {name} as it was declared before ({setup.label}); choose another --out")
 
 
 def machine_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

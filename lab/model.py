@@ -431,9 +431,9 @@ class Level:
 class BreakEven:
     """The job length, or whatever else `axis` says, from which on `of` finishes more jobs a second than `to`.
 
-    Both hold for setups of several lengths, the same on both sides. In each repeat the length is read off between
-    the two neighbours where the ratio of the throughputs crosses 1. Against a plain loop a job's length is what the
-    loop took for one in that repeat, which may differ from what was asked for.
+    Both hold for setups of several lengths, the same on both sides, to which `Experiment.halvings` adds more. In each
+    repeat the length is read off between the two neighbours where the ratio of the throughputs crosses 1. Against a
+    plain loop a job's length is what the loop took for one in that repeat, which may differ from what was asked for.
     """
 
     of: Selector
@@ -594,6 +594,9 @@ class Experiment:
     quick: Mapping[str, Any] = field(default_factory=dict)
     """What `--quick` changes in every setup."""
     quick_repeats: int = 3
+    halvings: int = 0
+    """How often the gap between the job lengths in which a BreakEven lies is halved, when all repeats of the declared
+    ones are in. Not with `--quick`."""
     not_in_a_look: str = ""
     """Why `--all --quick` leaves it out; empty where it does not."""
     charts: tuple[Chart, ...] = ()

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from lab.model import Estimate
 from lab.stats import mean_of_logs
@@ -514,7 +514,19 @@ MAX_OTHERS_CORES, MAX_STEAL_CORES = 0.25, 0.10
 """As for every run of Sidestep, see `lab.checks`."""
 
 
-def is_noisy(taken: Taken) -> bool:
+class Overlooked(Protocol):
+    """A trial that says what others took of the machine meanwhile, in cores."""
+
+    @property
+    def others_cores(self) -> float:
+        """Other programs."""
+
+    @property
+    def steal_cores(self) -> float:
+        """The hypervisor."""
+
+
+def is_noisy(taken: Overlooked) -> bool:
     """Whether others used the machine meanwhile, so that the trial is better taken again."""
     return taken.others_cores > MAX_OTHERS_CORES or taken.steal_cores > MAX_STEAL_CORES
 

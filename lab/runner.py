@@ -26,10 +26,11 @@ PATIENCE = 5.0
 PATIENCE_S = 20.0
 """A run may take this many times, and this much longer, than expected before its missing jobs count as lost."""
 RETAKES = 2
-"""A run on a noisy machine is taken again this often before its fault stands."""
+"""A run that was disturbed is taken again this often before its fault stands."""
 PARTS = 10
 """Into which loads are cut that are run side by side: what changes on the machine within a run then hits all alike."""
-NOISE = frozenset({"noisy_machine", "machine_left"})
+DISTURBANCES = frozenset({"noisy_machine", "machine_left", "late_tail"})
+"""Faults of a moment, which may not come again: others used the machine, one was lost, the producer was held up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Runner:
             runs = [replace(run, faults=faults(run)) for run in runs]
             # A machine that has left would only be missed again; whoever continues the suite takes the trial again.
             gone = any(fault.check == "machine_left" for run in runs for fault in run.faults)
-            if retakes == self.retakes or gone or not any(map(is_noisy, runs)):
+            if retakes == self.retakes or gone or not any(map(is_disturbed, runs)):
                 self.session.watch.changes.clear()  # these runs tell of them
                 return runs
             retakes += 1
@@ -135,9 +136,9 @@ class Runner:
             program.close()
 
 
-def is_noisy(run: Run) -> bool:
-    """Whether others used the machine meanwhile, or one was lost, so that the trial is better taken again."""
-    return any(fault.check in NOISE for fault in run.faults)
+def is_disturbed(run: Run) -> bool:
+    """Whether something came between that has nothing to do with the trial, which so is better taken again."""
+    return any(fault.check in DISTURBANCES for fault in run.faults)
 
 
 def _limit_s(trial: Trial, cores: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -152,7 +152,7 @@ def round_us(run: Run) -> float:
 
 
 def gap_p50_s(run: Run) -> float:
-    """Median time in which a slot stood idle between two jobs, while more of them waited in the worker.
+    """Median time in which a slot stood idle between two jobs, although the next one had been sent.
 
     A slot is a thread of a process; for pools whose slots are not threads it is not a number.
     """
@@ -164,7 +164,7 @@ def gap_p50_s(run: Run) -> float:
     order = np.lexsort((s.started_ns, s.thread, s.worker))
     before, after = order[:-1], order[1:]
     same = (s.worker[before] == s.worker[after]) & (s.thread[before] == s.thread[after])
-    waited = s.received_ns[after] <= s.ended_ns[before]
+    waited = s.sent_ns[after] <= s.ended_ns[before]
     return quantile((s.started_ns[after] - s.ended_ns[before])[same & waited] / 1e9, 0.5)
 
 
@@ -355,19 +355,25 @@ def _levels(level: Level, runs: Iterable[Run]) -> list[float]:
 
 
 def _crossings(even: BreakEven, runs: Iterable[Run]) -> list[float]:
-    runs = list(runs)
-    of, to = _by_repeat(runs, even.of), _by_repeat(runs, even.to)
-    at = AXES[even.axis]
     found = []
-    for repeat, some in of.items():
-        one, other = ({at(run.trial.setup): throughput_hz(run) for run in side} for side in (some, to.get(repeat, ())))
+    for one, other, alone in _both(even, runs):
         if even.axis == "work_ms":
             # A job that is to take 300 ms may take 250 or 360: what a plain loop needed for one in this very repeat.
-            alone = {at(run.trial.setup): run for run in to.get(repeat, ()) if _is_plain_loop(run.trial.setup)}
-            real = {x: 1e3 / throughput_hz(run) for x, run in alone.items() if throughput_hz(run) > 0}
-            one, other = ({real.get(x, x): hz for x, hz in side.items()} for side in (one, other))
-        found.append(crossing(one, other))
+            real = {x: 1e3 / other[x] if x in alone and other[x] > 0 else x for x in other}
+            found.append(crossing({real.get(x, x): hz for x, hz in one.items()}, {real[x]: other[x] for x in other}))
+        else:
+            found.append(crossing(one, other))
     return [x for x in found if x is not None]
+
+
+def _both(even: BreakEven, runs: Iterable[Run]) -> Iterator[tuple[dict[float, float], dict[float, float], set[float]]]:
+    """Repeat by repeat, jobs a second of either side at each x, and the x at which the second is a plain loop."""
+    runs, at = list(runs), AXES[even.axis]
+    to = _by_repeat(runs, even.to)
+    for repeat, some in _by_repeat(runs, even.of).items():
+        others = to.get(repeat, [])
+        one, other = ({at(run.trial.setup): throughput_hz(run) for run in side} for side in (some, others))
+        yield one, other, {at(run.trial.setup) for run in others if _is_plain_loop(run.trial.setup)}
 
 
 def _is_plain_loop(setup: Setup) -> bool:
@@ -377,21 +383,54 @@ def _is_plain_loop(setup: Setup) -> bool:
 def crossing(of: Mapping[float, float], to: Mapping[float, float]) -> float | None:
     """The x from which on `of` exceeds `to`, read off on a straight line in log-log between two neighbours.
 
+    Their ratio is taken to rise with x: where it seems to fall, by noise, neighbours are pooled until it does not.
     None with fewer than two x where both sides have a number above 0. Where `of` exceeds `to` everywhere it is the
-    smallest x, which then is an upper bound; where it never does at the largest x, infinity.
+    smallest x, which then is an upper bound; where it does not at the largest x, infinity.
     """
     xs = sorted(x for x in of.keys() & to.keys() if of[x] > 0 and to[x] > 0)
     if len(xs) < 2:
         return None
-    above = [math.log(of[x] / to[x]) for x in xs]
-    # From the right: noise among short jobs must not be taken for the point from which on it pays.
-    if above[-1] <= 0:
+    gains = [math.log(of[x] / to[x]) for x in xs]
+    # What the longest deny, nothing shorter makes up for.
+    if gains[-1] <= 0:
         return math.inf
-    last = max((i for i, y in enumerate(above) if y <= 0), default=None)
-    if last is None:
+    above = rising(gains)
+    last = bisect.bisect_right(above, 0.0) - 1
+    if last < 0:
         return xs[0]
     share = -above[last] / (above[last + 1] - above[last])
     return math.exp(math.log(xs[last]) + share * (math.log(xs[last + 1]) - math.log(xs[last])))
+
+
+def rising(values: Sequence[float]) -> list[float]:
+    """The sequence that never falls and lies closest to `values` by least squares.
+
+    Isotonic regression by pooling adjacent violators (Ayer et al., Annals of Mathematical Statistics 26, 1955).
+    """
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        level, count = value, 1
+        while pools and pools[-1][0] > level:
+            before, many = pools.pop()
+            level, count = (before * many + level * count) / (many + count), many + count
+        pools.append((level, count))
+    return [level for level, count in pools for _ in range(count)]
+
+
+def bracket(even: BreakEven, runs: Iterable[Run]) -> tuple[float, float] | None:
+    """The two neighbouring x, as asked for, between which the two sides change places over all repeats together.
+
+    None where they do not: then the break-even lies beyond the x that were tried.
+    """
+    gains: dict[float, list[float]] = {}
+    for one, other, _ in _both(even, runs):
+        for x in one.keys() & other.keys():
+            if one[x] > 0 and other[x] > 0:
+                gains.setdefault(x, []).append(math.log(one[x] / other[x]))
+    xs = sorted(gains)
+    above = rising([math.fsum(gains[x]) / len(gains[x]) for x in xs])
+    last = bisect.bisect_right(above, 0.0) - 1
+    return (xs[last], xs[last + 1]) if 0 <= last < len(xs) - 1 else None
 
 
 def _residuals(law: ScalingLaw, runs: Iterable[Run]) -> list[float]:

@@ -6,6 +6,7 @@ import random
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 from tasks.shapes import make
@@ -113,6 +114,12 @@ def calibrated(args: Args) -> set[Calibrated]:
     return found
 
 
+@lru_cache(maxsize=8)
+def _letters(size_bytes: int, seed: int) -> str:
+    """So much text; kept, since every trial of an experiment asks for the same."""
+    return "".join(random.Random(seed).choices(string.ascii_letters, k=size_bytes))
+
+
 def fill(
     args: Args,
     *,
@@ -138,7 +145,7 @@ def fill(
             case Upstream():
                 filled[name] = url
             case Text(size_bytes, seed):
-                filled[name] = "".join(random.Random(seed).choices(string.ascii_letters, k=size_bytes))
+                filled[name] = _letters(size_bytes, seed)
             case Payload(shape, size_bytes, seed):
                 filled[name] = make(shape, size_bytes, seed)
             case Referred():

@@ -10,17 +10,20 @@ from pathlib import Path
 from experiments.catalogue import EXPERIMENTS
 from lab.model import BadInput, LabError, Suite
 from lab.report.catalogue import FOLDER, pages, spliced, table
+from lab.report.control import NAME as CONTROL_PAGE
+from lab.report.control import control_page, is_control
 from lab.store import FILE, PACKED, load
 from lab.verdict import judge_all
 
 STORED = f"docs/reference/{PACKED}"
+CONTROL = f"docs/reference/without-the-gil.{PACKED}"
+"""The same on an interpreter without a GIL, where there is one: a suite that `--python` gave."""
 XZ_PRESET = 9
 COULD_NOT = 2
 
 
 def keep(source: Path, stored: Path) -> None:
-    """Store a suite, compressed; xz keeps no time, so the same suite is the same file. Raises BadInput for no suite."""
-    load(source)
+    """Store a suite, compressed; xz keeps no time, so the same suite is the same file."""
     file = source
     if source.is_dir():
         file = source / FILE if (source / FILE).exists() else source / PACKED
@@ -29,19 +32,24 @@ def keep(source: Path, stored: Path) -> None:
     stored.write_bytes(lzma.compress(content, preset=XZ_PRESET))
 
 
-def written(suite: Suite, readme: str) -> dict[str, str]:
+def written(suite: Suite, readme: str, control: Suite | None = None) -> dict[str, str]:
     """The text of every file that is written, by its path."""
     experiments = list(EXPERIMENTS.values())
     findings = judge_all(experiments, suite)
     texts = {"README.md": spliced(readme, table(experiments, suite, findings))}
-    return texts | {f"{FOLDER}/{name}": text for name, text in pages(experiments, suite, findings).items()}
+    texts |= {f"{FOLDER}/{name}": text for name, text in pages(experiments, suite, findings).items()}
+    if control:
+        both = (suite, findings), (control, judge_all(experiments, control))
+        texts[f"{FOLDER}/{CONTROL_PAGE}"] = control_page(experiments, *both)
+    return texts
 
 
 def write(root: Path) -> None:
     """Write all of it under `root`, and remove pages of experiments that are gone. Raises BadInput without a suite."""
     if not (root / STORED).exists():
         raise BadInput(f"there is no {STORED} yet; name the suite of a run: scripts/catalogue SUITE")
-    texts = written(load(root / STORED), (root / "README.md").read_text("utf-8"))
+    control = load(root / CONTROL) if (root / CONTROL).exists() else None
+    texts = written(load(root / STORED), (root / "README.md").read_text("utf-8"), control)
     (root / FOLDER).mkdir(parents=True, exist_ok=True)
     for page in (root / FOLDER).glob("*.md"):
         if f"{FOLDER}/{page.name}" not in texts:
@@ -56,7 +64,7 @@ def main(arguments: Sequence[str], root: Path) -> int:
         if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
             raise BadInput("it takes one suite or none: scripts/catalogue [SUITE]")
         for source in arguments:
-            keep(Path(source), root / STORED)
+            keep(Path(source), root / (CONTROL if is_control(load(Path(source))) else STORED))
         write(root)
     except (LabError, OSError) as error:
         print(f"catalogue: {' '.join(str(error).split())}", file=sys.stderr)

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from lab import answers as answer_trials
-from lab import bench_drain
+from lab import answer_trials, bench_drain
+from lab.answers import Answer, answer_faults, answer_ratios, arrivals_s, as_json, figure, half_rates_hz
 from lab.children import ROOT
 from lab.drains import (
     FASTEST,
@@ -29,14 +29,7 @@ from lab.drains import (
     ROWS,
     SAME,
     TRANSPORT,
-    Answer,
-    answer_faults,
-    answer_ratios,
-    arrivals_s,
-    as_json,
     best_peer,
-    figure,
-    half_rates_hz,
     ratios,
 )
 from lab.peer_trials import open_rig, trial

@@ -18,6 +18,7 @@ from markdown_it.token import Token
 from experiments.catalogue import EXPERIMENTS
 from lab.model import Arms, BreakEven, Claim, Estimate, Experiment, Fault, Finding, LabError, Ratio, Suite, Verdict
 from lab.report.catalogue import BEGIN, END, FOLDER, experiment_page, index, pages, spliced, table
+from lab.report.control import control_page
 from lab.report.explain import explanation
 from lab.report.units import TIMES, TO
 from lab.store import FILE, SuiteFile, load
@@ -27,7 +28,7 @@ from tests.plausible import plausible_suite
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "catalogue.py"))
-STORED = ROOT / SCRIPT["STORED"]
+STORED, CONTROL = ROOT / SCRIPT["STORED"], ROOT / SCRIPT["CONTROL"]
 ALL = list(EXPERIMENTS.values())
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
@@ -77,8 +78,9 @@ def links(markdown: str) -> list[str]:
 
 @pytest.mark.skipif(not STORED.exists(), reason="no suite of the reference machine is stored yet")
 def test_readme_and_pages_are_what_the_stored_suite_and_the_declarations_give():
-    texts = SCRIPT["written"](load(STORED), (ROOT / "README.md").read_text("utf-8"))
-    assert len(texts) == len(EXPERIMENTS) + 2
+    control = load(CONTROL) if CONTROL.exists() else None
+    texts = SCRIPT["written"](load(STORED), (ROOT / "README.md").read_text("utf-8"), control)
+    assert len(texts) == len(EXPERIMENTS) + 2 + bool(control)
     stale = [name for name, text in texts.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text]
     assert stale == [], "run scripts/catalogue"
     assert {f"{FOLDER}/{path.name}" for path in (ROOT / FOLDER).iterdir()} == texts.keys() - {"README.md"}
@@ -310,6 +312,53 @@ def test_the_command_stores_a_suite_and_writes_everything_from_it(tmp_path: Path
         assert run(tmp_path, *again) == 0
         assert stored.read_bytes() == first
         assert files(tmp_path) == before
+
+
+def without_gil(suite: Suite) -> Suite:
+    """The suite as if `--python` had given it an interpreter without a GIL."""
+    runs = [replace(run, resources=replace(run.resources, gil_enabled=False)) for run in suite.runs]
+    return replace(suite, runs=tuple(runs), environment={**suite.environment, "workers_python": "3.13.5t"})
+
+
+def test_a_control_says_of_every_claim_whether_its_verdict_is_turned_over():
+    # Given two slots that are twice as fast as one with a GIL and no faster without, and the other way round
+    def suite(two_s: float) -> Suite:
+        runs = [
+            make_run(setup=replace(SETUP, concurrency=n), repeat=r, wall_s=wall_s * (1 + r / 1000))
+            for r in range(3)
+            for n, wall_s in ((1, 2.0), (2, two_s))
+        ]
+        return replace(NOTHING, experiments=("made-up",), runs=tuple(runs), environment={"python": "3.11.7"})
+
+    fast, slow = suite(1.0), suite(2.0)
+
+    def changes(before: Suite, after: Suite) -> list[str]:
+        sides = [(one, judge_all([EXPERIMENT], one)) for one in (before, without_gil(after))]
+        page = control_page([EXPERIMENT], sides[0], sides[1])
+        assert "sidestep run made-up --python" in page
+        assert links(page) == ["no-gil.md", "README.md"]
+        ((says, _, _, change),) = cells(page)
+        assert says.endswith("`made-up/threads`")
+        return [change, page.partition(" verdicts are turned over")[0].rpartition("\n")[2]]
+
+    assert changes(fast, slow) == changes(slow, fast) == ["turned over", "1 of 1"]
+    assert changes(fast, fast) == changes(slow, slow) == ["the same", "0 of 1"]
+    assert changes(replace(fast, runs=()), slow) == ["undecided", "0 of 1"]
+
+
+def test_a_suite_of_an_interpreter_without_a_gil_is_stored_beside_the_reference(tmp_path: Path):
+    (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
+    suite = plausible_suite(EXPERIMENTS["gil-release"], repeats=2)
+    SuiteFile(tmp_path / "suite").save(suite)
+    SuiteFile(tmp_path / "control").save(without_gil(suite))
+    assert run(tmp_path, str(tmp_path / "suite")) == 0
+    before = files(tmp_path)
+    assert run(tmp_path, str(tmp_path / "control")) == 0
+    after = files(tmp_path)
+    page = f"{FOLDER}/without-the-gil.md"
+    assert after.keys() - before.keys() == {page, SCRIPT["CONTROL"]}
+    assert {name: after[name] for name in before} == before
+    assert "gil-release/" in after[page].decode()
 
 
 def test_the_command_keeps_what_is_stored_when_it_gets_no_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -16,7 +16,7 @@ from experiments.catalogue import EXPERIMENTS
 from lab.children import ROOT
 from lab.cli import Catalogue, cli
 from lab.report.figures import bound
-from lab.runner import is_noisy
+from lab.runner import is_disturbed
 from lab.store import load
 
 COMMAND = (sys.executable, "-m", "experiments")
@@ -230,7 +230,7 @@ def test_ctrl_c_keeps_finished_trials_and_the_same_command_goes_on(tmp_path):
     walls = {run.trial: run.resources.wall_s for run in whole.runs}
     for before_it in kept.runs:
         # Only what others disturbed is taken again
-        assert is_noisy(before_it) or walls[before_it.trial] == before_it.resources.wall_s
+        assert is_disturbed(before_it) or walls[before_it.trial] == before_it.resources.wall_s
     assert {run.trial for run in kept.runs} <= set(walls)
     found = json.loads(done.stdout)
     assert {f["claim"] for f in found["findings"]} == {c.id for c in EXPERIMENTS["gil-release"].claims}

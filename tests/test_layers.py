@@ -31,6 +31,8 @@ PURE = (
         "lab/story.py",
         "lab/peers.py",
         "lab/drains.py",
+        "lab/answers.py",
+        "lab/halving.py",
         "lab/report",
         *(f"lab/load/{name}.py" for name in ("batches", "charts", "compare", "hdr", "limit", "measures", "model")),
         *(f"lab/load/{name}.py" for name in ("page", "tables", "thresholds")),

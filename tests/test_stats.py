@@ -392,18 +392,18 @@ def test_a_run_in_which_one_load_never_ended_has_no_rate_of_it():
 
 
 @pytest.mark.parametrize(
-    ("received", "gap_s"),
+    ("sent", "gap_s"),
     [
-        ([0, 0, 0], 0.5),  # all at hand: the slot stood idle for half a second twice
-        ([0, 0, 10 * S], 0.5),  # the last one came only later: that gap is the queue's, not the worker's
-        ([0, 5 * S, 10 * S], math.nan),
+        ([0, 0, 0], 0.5),  # all there: the slot stood idle for half a second twice
+        ([0, 0, 9 * S], 0.5),  # the last one was sent only later: that gap is nobody's
+        ([0, 3 * S // 2, 9 * S], math.nan),
     ],
 )
-def test_a_gap_counts_only_where_the_next_job_was_at_hand(received: list[int], gap_s: float):
+def test_a_gap_counts_only_where_the_next_job_had_been_sent(sent: list[int], gap_s: float):
     started, ended = [0, 3 * S // 2, 10 * S], [S, 2 * S, 11 * S]
-    if received[2] == 0:
+    if sent[2] == 0:
         started[2], ended[2] = 5 * S // 2, 3 * S
-    samples = make_samples(received_ns=received, started_ns=started, ended_ns=ended)
+    samples = make_samples(sent_ns=sent, received_ns=sent, started_ns=started, ended_ns=ended)
     assert MEASURES["gap_p50_s"](make_run(samples=samples)) == pytest.approx(gap_s, nan_ok=True)
 
 
@@ -503,7 +503,8 @@ LINE = {1.0: 1.0, 10.0: 10.0, 100.0: 100.0}
         ({1.0: 0.5, 10.0: 5.0, 100.0: 50.0}, math.inf),  # never
         ({1.0: 0.5, 10.0: 5.0, 100.0: 100.0}, math.inf),  # even is not more
         ({1.0: 1.0, 10.0: 20.0, 100.0: 400.0}, 1.0),  # just from the shortest on
-        ({1.0: 1.1, 10.0: 5.0, 100.0: 200.0}, math.sqrt(1000)),  # what comes first by chance is not taken for it
+        # What comes first by chance is not taken for it: the first two are pooled, to sqrt(1.1 / 2) both
+        ({1.0: 1.1, 10.0: 5.0, 100.0: 200.0}, 10 ** (1 + math.log(0.55) / (math.log(0.55) - math.log(4)))),
         ({1.0: 2.0, 10.0: 20.0, 100.0: 50.0}, math.inf),  # nor what the longest deny
         ({1.0: 0.5, 1000.0: 2.0}, None),  # only one length on both sides
         ({}, None),

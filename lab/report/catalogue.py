@@ -60,7 +60,7 @@ def table(experiments: Iterable[Experiment], suite: Suite, findings: Sequence[Fi
         for claim in experiment.claims:
             verdict, figure = answer(experiment, claim, suite, findings)
             says = f"{prose(claim.says)}<br>{code(claim.id)}: {prose(figures.bound(claim))}"
-            rows.append(f"| {question} | {says} | {_in_cell(verdict, figure)} |")
+            rows.append(f"| {question} | {says} | {in_cell(verdict, figure)} |")
             question = ""
     return "\n".join(rows) + "\n"
 
@@ -294,7 +294,8 @@ def _figure(finding: Finding) -> str:
     return f"{value}, {found.interval}" + (f", {found.n}" if estimate.n > 1 else "")
 
 
-def _in_cell(verdict: str, figure: str) -> str:
+def in_cell(verdict: str, figure: str) -> str:
+    """Verdict and figure for a table."""
     strong = verdict if verdict == NOT_MEASURED else f"**{verdict}**"
     return f"{strong}: {prose(figure)}" if figure else strong
 

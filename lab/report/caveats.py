@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from lab.axes import work_ms
 from lab.checks import clock_bound_s
 from lab.model import Experiment, Finding, Run, Setup, Suite, Verdict
 from lab.report.groups import groups
@@ -49,7 +50,10 @@ def caveats(suite: Suite, experiments: Iterable[Experiment]) -> Iterator[str]:
     retaken = sum(run.retakes for run in suite.runs)
     if retaken:
         again = "was taken again" if retaken == 1 else "were taken again"
-        yield f"{plural(retaken, 'run')} had a noisy machine and {again}; only the last attempt is shown."
+        yield (
+            f"{plural(retaken, 'run')} {again} since others used the machine or the producer was held up; only the "
+            "last attempt is shown."
+        )
     faulty = sum(bool(run.faults) for run in suite.runs)
     if faulty:
         yield f"{faulty} of {plural(len(suite.runs), 'run')} had faults; claims that use them are invalid."
@@ -105,7 +109,9 @@ def _interrupted(suite: Suite, name: str, experiment: Experiment | None) -> Iter
     # Several setups that could not run may share a label, beside which a codec may stand.
     labels = ((f"{name} · {setup.label}", f"{name} · {setup.label} {setup.codec}") for setup in declared)
     unable = sum(any(label in suite.left_out for label in both) for both in labels)
-    missing = len(declared) - len(measured) - unable
+    lengths = {work_ms(setup) for setup in declared}
+    found_by_halving = sum(bool(experiment.halvings) and work_ms(group.setup) not in lengths for group in measured)
+    missing = len(declared) - (len(measured) - found_by_halving) - unable
     if missing > 0:
         have = "has" if missing == 1 else "have"
         yield f"{name}: {plural(missing, 'declared setup')} of {len(declared)} {have} no run in this suite."

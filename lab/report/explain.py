@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lab.model import BreakEven, Claim, Experiment, Level, Ratio, ScalingLaw, Setup, Verdict
 from lab.report import figures, words
+from lab.report.units import plural
 from lab.stats import selects, sides
 
 
@@ -20,7 +21,8 @@ def explanation(experiment: Experiment, claim: Claim, verdict: Verdict | None = 
         "method": (
             f"Each repeat runs every setup once, in shuffled order{_turns(experiment)}, each in fresh processes; "
             f"those of this claim run {words.jobs(_looked_at(experiment, claim))}; {_taken(claim)} inside each repeat, "
-            f"and its 95 % interval over {experiment.repeats} repeats ({experiment.quick_repeats} with --quick). "
+            f"{_halved(experiment, claim)}and its 95 % interval over {experiment.repeats} repeats "
+            f"({experiment.quick_repeats} with --quick). "
             f"`sidestep plan {experiment.name}` shows the trials."
         ),
         "what would refute it": f"the whole interval {opposite}",
@@ -50,6 +52,16 @@ def _looked_at(experiment: Experiment, claim: Claim) -> list[Setup]:
     """The setups that the claim compares."""
     setups = experiment.setups(cores=max(2, claim.needs_cores))
     return [setup for setup in setups if any(selects(side, setup) for side in sides(claim.measure))]
+
+
+def _halved(experiment: Experiment, claim: Claim) -> str:
+    """What comes after the repeats of the lengths that are declared."""
+    if not experiment.halvings or not isinstance(claim.measure, BreakEven):
+        return ""
+    return (
+        f"then the gap between the two lengths around it is halved {plural(experiment.halvings, 'time')}, on a scale "
+        "of logarithms, each time with as many repeats (not with --quick); "
+    )
 
 
 def _taken(claim: Claim) -> str:

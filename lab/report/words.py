@@ -35,7 +35,7 @@ MEASURES = {
     "service_p50_s": "median time from started to ended",
     "service_mean_s": "mean time from started to ended",
     "round_us": "microseconds a round",
-    "gap_p50_s": "median idle time between two jobs of a slot",
+    "gap_p50_s": "median idle time of a slot before a job that had been sent",
     "slots_busy": "share of slots busy",
     "boot_s": "time to start",
     "commands_per_job": "broker commands per job",
