@@ -94,7 +94,8 @@ experiment = Experiment(
             ),
             at_most=0.5,
             why="A length stands before each text and number, so nothing is escaped, and nothing must be searched.",
-            advice="Set task_serializer and accept_content to msgpack, workers first; dates it refuses.",
+            advice="Let workers accept both first (accept_content json and msgpack), then set task_serializer to"
+            " msgpack where jobs are sent: a worker of msgpack alone throws JSON jobs away. Dates it refuses.",
         ),
         Claim(
             id="codecs/small",
@@ -150,7 +151,7 @@ experiment = Experiment(
             ),
             at_least=50,
             why="kombu uses the part of PyYAML that is written in Python, even where its C library is there.",
-            advice="Keep YAML for files that people write; take dates and sets through JSON by hand.",
+            advice="Keep YAML for files that people write: Celery's JSON takes dates by itself, and sets as lists.",
         ),
         Claim(
             id="codecs/brotli",

@@ -43,8 +43,8 @@ experiment = Experiment(
             says="Quick jobs are then received at least five times as late, although slots are free.",
             measure=Ratio("fetch_p50_s", of=TOGETHER, to=ALONE),
             at_least=5,
-            why="Before a job is received the consuming thread waits for the broker at least twice, for the message and"
-            " to note it down, and after each wait for the GIL: some 5 to 10 ms each, against a millisecond or two.",
+            why="One thread fetches and acknowledges all jobs, and waits for the GIL after each of its round trips, 5"
+            " to 10 ms each time: together longer than the 50 ms between two jobs, so that jobs pile up in the broker.",
             advice="Jobs that lie in the broker although slots are free are the sign of it: look for what computes.",
         ),
         Claim(
@@ -52,7 +52,8 @@ experiment = Experiment(
             says="Received jobs then start at least five times as late, although slots are free.",
             measure=Ratio("held_p50_s", of=TOGETHER, to=ALONE),
             at_least=5,
-            why="Handing the job to a free thread takes several hand-overs of the GIL, each up to a switch interval.",
+            why="Handing the job to a free thread takes hand-overs of the GIL, each after a switch interval or more:"
+            " with two computing threads the other one may be next.",
             advice="A long time from received to started, with free slots, is the sign of it in a trace.",
             otherwise="From received to started is no sign of it here: look in a trace at the jobs' own time as well.",
         ),
@@ -74,7 +75,8 @@ experiment = Experiment(
             says="Beside two computing jobs no heartbeat of a threads worker comes more than half a second late.",
             measure=Level("heartbeat_late_s", of={"pool": "threads", "heartbeat_s": 1}),
             at_most=0.5,
-            why="The thread that sends it needs the GIL a few times only, each after a switch interval. Who listens"
+            why="The consuming thread sends it, between its messages, and waits for the GIL a few times, each for a"
+            " switch interval or two: far less than a second together. Who listens"
             " takes a worker for offline only where it is late by a whole interval, two seconds unasked.",
             advice="A threads worker that computes stays alive for its neighbours and for Flower. Prefork's too: its"
             " heartbeats come from a process that runs no job.",

@@ -90,7 +90,8 @@ experiment = Experiment(
             measure=Level("watcher_cpu_s_per_job", of={**PREFORK, "events": "flower"}),
             at_most=0.001,
             why="Three events are read, kept, indexed and counted, by one Python process.",
-            advice="Count a core of Flower for each thousand jobs a second.",
+            advice="Count a core of Flower up to a thousand jobs a second. It is one process: much beyond that it falls"
+            " behind.",
         ),
     ),
     quick={"pacer": Burst(300)},

@@ -60,7 +60,7 @@ experiment = Experiment(
             at_most=0.1,
             needs_cores=2,
             why="The prefork worker has its own process, so the green one never stops.",
-            advice="task_routes with two queues is the whole remedy.",
+            advice="task_routes with two queues, and a worker for each, is the whole remedy.",
         ),
         Claim(
             id="green-trust/threads",

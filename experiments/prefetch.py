@@ -77,8 +77,9 @@ experiment = Experiment(
             ),
             at_least=0.95,
             needs_cores=2,
-            why="A job then waits where every worker can reach it, for the price of one round trip between jobs.",
-            advice="For long jobs use --disable-prefetch; for jobs of a millisecond the round trip is the job.",
+            why="A job then waits where every worker can reach it, for the price of two round trips between jobs, to"
+            " fetch it and to note it down.",
+            advice="For long jobs use --disable-prefetch; for jobs of a millisecond the round trips are the job.",
         ),
         Claim(
             id="prefetch/fair",

@@ -41,7 +41,7 @@ experiment = Experiment(
             measure=Ratio("beside_p99_s", of={"pool": "gevent", "apart": "prefork"}, to={"pool": "prefork"}),
             at_most=2,
             needs_cores=2,
-            why="They fill three quarters of one process, so they wait for each other there; but no longer behind quick"
+            why="They fill more than half of one process, so they wait for each other there; but no longer behind quick"
             " jobs, and the second process mostly waited for the network.",
             advice="Count the cores that computing really needs before you give it all of them.",
         ),

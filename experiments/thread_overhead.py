@@ -21,7 +21,8 @@ experiment = Experiment(
             says="Two threads need at least a fifth more time than one for the same pure-Python work.",
             measure=Ratio("throughput_hz", of={"concurrency": 1, "pool": "threads"}, to={"concurrency": 2}),
             at_least=1.2,
-            why="In Python 2 two threads took 1.8 times as long (Beazley, 2009): they fought for the GIL.",
+            why="So it is still said, of Python 2, where two threads took 1.8 times as long (Beazley, 2009), since they"
+            " fought for the GIL; that of Python 3.2 was made to end it.",
             advice="A second thread makes such work slower here: keep it to one thread, or use processes.",
             otherwise="Threads gain nothing for such work, but two of them cost less than a fifth.",
         ),
@@ -47,7 +48,8 @@ experiment = Experiment(
                 to={"concurrency": 16, "switch_interval_s": None},
             ),
             at_least=0.9,
-            why="A switch costs some microseconds: at 0.1 ms each takes a few per cent, at 5 ms a few per mille.",
+            why="It is said that a switch costs some microseconds: a few per cent at 0.1 ms, under a per mille at 5 ms."
+            " But every waiting thread wakes once an interval to ask for the GIL.",
             advice="sys.setswitchinterval buys latency for little throughput; measure both before you touch it.",
             otherwise="A short sys.setswitchinterval is dear here with many computing threads: leave it alone.",
         ),

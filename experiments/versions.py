@@ -13,7 +13,8 @@ def _acknowledged(pool: str, why: str) -> Claim:
         measure=Ratio("ack_gap_p50_s", of={"pool": pool, "packages": ()}, to={"pool": pool, "packages": OLDER}),
         at_most=0.9,
         why=why,
-        advice="With late acknowledgements the gap is what a killed worker may do twice, and a slot's idle time.",
+        advice="With late acknowledgements the gap is what a killed worker may do twice; until it ends, the job's place"
+        " in the prefetch is taken.",
     )
 
 
@@ -65,7 +66,7 @@ experiment = Experiment(
                 "gap_p50_s", of={"pool": "threads", "packages": ()}, to={"pool": "threads", "packages": OLDER}
             ),
             at_most=0.9,
-            why="A slot can take its next job only when the worker has dealt with the last one's acknowledgement.",
+            why="The one thread that fetches the next job also sends the acknowledgements.",
             advice="Idle time between jobs is the queue's price: short jobs pay it most, so put them together.",
         ),
         Claim(

@@ -84,7 +84,10 @@ def _undecided(claim: Claim, estimate: Estimate, values: Sequence[float]) -> str
     if needed is None:
         return f"{held}, and more repeats are unlikely to decide: fewer than {MOST_REPEATS - n} more do not"
     more = f"{needed - n} more repeat{'s' * (needed - n > 1)}"
-    return f"{held}; about {more} than these {n} would decide: --repeats {needed} in a new suite"
+    return (
+        f"{held}; if mean and scatter stay like this, about {more} than these {n} would decide, with even odds: "
+        f"--repeats {needed} in a new suite"
+    )
 
 
 def judge_all(experiments: Iterable[Experiment], suite: Suite) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from markdown_it.token import Token
 
 from experiments.catalogue import EXPERIMENTS
 from lab.model import Arms, BreakEven, Claim, Estimate, Experiment, Fault, Finding, LabError, Ratio, Suite, Verdict
+from lab.report.benches import PAGE
 from lab.report.catalogue import BEGIN, END, FOLDER, experiment_page, index, pages, spliced, table
 from lab.report.control import control_page
 from lab.report.explain import explanation
@@ -25,6 +27,7 @@ from lab.store import FILE, SuiteFile, load
 from lab.verdict import judge_all
 from tests.fakes import SETUP, make_run
 from tests.plausible import plausible_suite
+from tests.test_report_benches import drain as printed_drain
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "catalogue.py"))
@@ -78,12 +81,12 @@ def links(markdown: str) -> list[str]:
 
 @pytest.mark.skipif(not STORED.exists(), reason="no suite of the reference machine is stored yet")
 def test_readme_and_pages_are_what_the_stored_suite_and_the_declarations_give():
-    control = load(CONTROL) if CONTROL.exists() else None
-    texts = SCRIPT["written"](load(STORED), (ROOT / "README.md").read_text("utf-8"), control)
-    assert len(texts) == len(EXPERIMENTS) + 2 + bool(control)
+    texts = SCRIPT["written"](ROOT)
+    benches = [ROOT / at for at in SCRIPT["BENCHES"].values()]
+    assert len(texts) == len(EXPERIMENTS) + 2 + CONTROL.exists() + any(at.exists() for at in benches)
     stale = [name for name, text in texts.items() if not (ROOT / name).exists() or (ROOT / name).read_text() != text]
     assert stale == [], "run scripts/catalogue"
-    assert {f"{FOLDER}/{path.name}" for path in (ROOT / FOLDER).iterdir()} == texts.keys() - {"README.md"}
+    assert {f"{FOLDER}/{path.name}" for path in (ROOT / FOLDER).iterdir()} == texts.keys() - {"README.md", PAGE}
 
 
 def test_every_claim_is_in_the_table_once_under_its_question():
@@ -359,6 +362,18 @@ def test_a_suite_of_an_interpreter_without_a_gil_is_stored_beside_the_reference(
     assert after.keys() - before.keys() == {page, SCRIPT["CONTROL"]}
     assert {name: after[name] for name in before} == before
     assert "gil-release/" in after[page].decode()
+
+
+def test_what_a_bench_printed_is_stored_as_it_is_and_gets_a_page(tmp_path: Path):
+    (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
+    SuiteFile(tmp_path / "suite").save(plausible_suite(EXPERIMENTS["gil-release"], repeats=2))
+    assert run(tmp_path, str(tmp_path / "suite")) == 0
+    assert not (tmp_path / PAGE).exists()
+    printed = json.dumps(printed_drain())
+    (tmp_path / "out.json").write_text(printed)
+    assert run(tmp_path, str(tmp_path / "out.json")) == 0
+    assert (tmp_path / SCRIPT["BENCHES"]["drain"]).read_text() == printed
+    assert "sidestep bench drain" in (tmp_path / PAGE).read_text()
 
 
 def test_the_command_keeps_what_is_stored_when_it_gets_no_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

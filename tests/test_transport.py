@@ -426,6 +426,28 @@ def publish_raw(client, number: int) -> None:
 
 
 @pytest_real
+def test_the_doorbell_is_heard_right_behind_the_answer_to_an_acknowledgement(broker, client):
+    # Given an idle worker that has finished a job and tells so
+    with working(broker) as worker:
+        publish(broker, "a", 1)
+        assert worker.drain(1) == [1]
+        until_s = time.monotonic() + LONGEST_S
+        while worker.channel._flight is None and time.monotonic() < until_s:
+            worker.channel.pump()
+        assert worker.channel._flight
+        assert worker.channel._flight.acks
+        assert worker.channel._flight.queues == []
+        while unacked(client) != (0, 0) and time.monotonic() < until_s:
+            pass
+        # When it reads the answer only after the bell has rung, so that both come in one piece
+        publish(broker, "a", 2)
+        # Then it gets the next at once, and not with its next look
+        begun_s = time.monotonic()
+        assert worker.drain(1) == [2]
+        assert time.monotonic() - begun_s < IDLE_CHECK_S / 2
+
+
+@pytest_real
 @pytest.mark.usefixtures("client")
 def test_without_a_doorbell_it_asks_now_and_then(broker):
     with working(broker, doorbell=False, idle_poll_interval=0.02) as worker:

@@ -83,7 +83,7 @@ def test_a_verdict_says_what_was_predicted():
 def test_an_undecided_claim_says_how_many_repeats_would_decide():
     # Given a mean 0.197 above the bound and a scatter of 0.379, in logarithms: t(n-1) 0.379 / sqrt(n) < 0.197 from 17
     because = judge(claim(at_least=1.6), runs(*WILD), cores=2).because
-    assert "about 12 more repeats than these 5 would decide: --repeats 17" in because
+    assert "about 12 more repeats than these 5 would decide, with even odds: --repeats 17" in because
 
 
 def test_a_claim_right_at_its_bound_is_not_promised_a_decision():

@@ -33,10 +33,22 @@ from lab.report.machine import ENTRIES, fingerprint
 from lab.report.units import has_interval, plain, plural, repeats
 from lab.stats import selects, sides
 
+
+def _worker(setup: Setup) -> str:
+    """What of a worker is not as usual, beside what its label says."""
+    said = (
+        "acknowledges late" if setup.acks_late else "",
+        "marks every step of a job's way" if setup.steps else "",
+        f"sends a heartbeat every {setup.heartbeat_s} s" if setup.heartbeat_s else "",
+    )
+    return " and ".join(filter(None, said))
+
+
 CONDITIONS: Mapping[str, Callable[[Setup], str]] = {
     "Job": lambda setup: setup.job + (f" ({about})" if (about := work(setup.args)) else ""),
     "Load": lambda setup: load(setup.pacer),
     "Beside": lambda setup: beside(setup.beside),
+    "Worker": _worker,
 }
 """What a setup is asked to do, in words."""
 BEGIN, END = "<!-- catalogue: begin -->", "<!-- catalogue: end -->"
@@ -180,7 +192,7 @@ def _what_is_run(experiment: Experiment, suite: Suite) -> Iterator[str]:
     told = {name: list(dict.fromkeys(map(say, setups))) for name, say in CONDITIONS.items()}
     for name, different in told.items():
         # What all setups share is said once.
-        if len(different) == 1 and different[0] != beside(None):
+        if len(different) == 1 and different[0] and different[0] != beside(None):
             yield f"- {name}: {prose(different[0].removeprefix('beside '))}"
     if how := messages(setups):
         yield f"- Messages: {prose(how)}"
@@ -202,7 +214,8 @@ def _setups(experiment: Experiment, setups: Sequence[Setup], varied: Sequence[Ca
     """The setups' labels, with the conditions that vary: those that share their labels at once."""
     by_condition: dict[str, list[Setup]] = {}
     for setup in setups:
-        by_condition.setdefault(", ".join(say(setup) for say in varied), []).append(setup)
+        condition = ", ".join(filter(None, (say(setup) for say in varied))) or "as usual"
+        by_condition.setdefault(condition, []).append(setup)
     by_labels: dict[tuple[str, ...], dict[str, list[Setup]]] = {}
     for condition, same in by_condition.items():
         labels = tuple(group.label for group in as_if_run(experiment, same))

@@ -63,7 +63,8 @@ def simulated(setup: Setup) -> str:
     """What stands for machines where they are simulated, and what is not simulated."""
     return (
         f"simulated machines: each is a container with {setup.cpus or 1:g} of a core of one machine. Not simulated: "
-        "the network between machines, their disks, and clocks of their own."
+        "the network between machines, their disks, clocks, caches and memory of their own; all of them share the "
+        "one machine's cores with broker and producer."
     )
 
 

@@ -51,6 +51,8 @@ PAUSE_S = 0.01
 STALE_S = 0.5
 IDLE_CHECK_S = 10.0
 """An idle consumer asks so often whether the broker is still there; kombu's own asks every second."""
+TYPED = "__type__"
+"""In a message where kombu's JSON has written what JSON has not."""
 FETCH = "FETCH"
 """What the poller calls the connection of flights; kombu's own is BRPOP."""
 
@@ -429,15 +431,14 @@ class Channel(stock.Channel):
         for reply in (*replies, answer):
             if isinstance(reply, redis.ResponseError):
                 raise reply
-        if answer is None:
-            return
-        self._fill(flight.queues, answer)
-        # What rang before the answer is answered by it. What rings behind it may lie in the parser's buffer
-        # already, where no poll sees it.
-        self._bell = False
-        if answer[0]:
-            if self._rings:
-                self._read_bells()
+        if answer is not None:
+            self._fill(flight.queues, answer)
+            self._bell = False  # what rang before the answer is answered by it
+        if self._rings and (answer is None or answer[0]):
+            # What rings behind the answer may lie in the parser's buffer already, where no poll sees it; the server
+            # rings only once, so that all messages would wait for the next look.
+            self._read_bells()
+        if answer is not None and answer[0]:
             self._is_idle = not self._bell
 
     def _fill(self, queues: Sequence[str], reply: Sequence[Any]) -> None:
@@ -472,7 +473,9 @@ class Channel(stock.Channel):
 
     def _decode(self, queue: str, tag: str, raw: bytes) -> Any:
         try:
-            payload = loads(bytes_to_str(raw))
+            text = bytes_to_str(raw)
+            # kombu's own looks into every object for values of other types, and makes a decoder for each message.
+            payload = loads(text) if TYPED in text else json.loads(text)
             payload["properties"]["delivery_tag"]
         except Exception as error:
             self._bury(queue, tag, raw, _unreadable("envelope", error))
