@@ -926,7 +926,8 @@ def test_the_commands_that_the_docs_allow_are_enough(broker, client):
     text = (Path(__file__).parent.parent / "docs" / "transport.md").read_text("utf-8")
     rules = text.partition("<!-- acl: begin -->")[2].partition("<!-- acl: end -->")[0].split()
     assert len(rules) > 40
-    if tuple(map(int, client.info("server")["redis_version"].split("."))) < (7, 2):
+    is_old = tuple(map(int, client.info("server")["redis_version"].split("."))) < (7, 2)
+    if is_old:
         rules.remove("+client|setinfo")  # unknown there
     # Given a user that may do that and no more
     client.execute_command("ACL", "SETUSER", "job", "reset", "on", ">pw", *rules)
@@ -956,8 +957,9 @@ def test_the_commands_that_the_docs_allow_are_enough(broker, client):
             worker.held[2].ack()
             worker.held[3].ack()
             assert worker.channel.basic_get("celery") is None
-        # Then nothing was refused
+        # Then nothing was refused, but for what an old server does not know, which redis-py asks in vain
         refused = [entry for entry in client.acl_log() if entry["username"] == "job"]
+        refused = [entry for entry in refused if not (is_old and entry["object"] == "client")]
         assert refused == []
         assert unacked(client) == (0, 0)
     finally:

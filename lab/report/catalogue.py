@@ -37,9 +37,9 @@ from lab.stats import selects, sides
 def _worker(setup: Setup) -> str:
     """What of a worker is not as usual, beside what its label says."""
     said = (
-        "acknowledges late" if setup.acks_late else "",
-        "marks every step of a job's way" if setup.steps else "",
-        f"sends a heartbeat every {setup.heartbeat_s} s" if setup.heartbeat_s else "",
+        "late acknowledgements" if setup.acks_late else "",
+        "every step of a job's way marked" if setup.steps else "",
+        f"a heartbeat every {setup.heartbeat_s} s" if setup.heartbeat_s else "",
     )
     return " and ".join(filter(None, said))
 
