@@ -146,7 +146,7 @@ def _standings(judged: Sequence[Mapping[str, str]]) -> Iterator[str]:
             if one["is"] == standing:
                 by_pair.setdefault((one["ours"], one["measure"]), []).append(one["peer"])
         for (ours, measure), others in by_pair.items():
-            labels = ", ".join(prose(peers.PEERS[other].label) for other in others)
+            labels = "; ".join(prose(peers.PEERS[other].label) for other in others)
             yield f"- {prose(peers.PEERS[ours].label)} is *{standing}* {labels}: {peers.MEASURES[measure].label}."
     yield ""
 
