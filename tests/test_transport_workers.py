@@ -158,6 +158,9 @@ def stop(process) -> int:
 
 DEATHS = ("SIGKILL", "broker restart", "SIGTERM")
 """Of a worker, of the server under it, and an orderly one."""
+SLOW_STOP_S = 20
+"""A prefork worker that stops now and then misses its children's last results, waits half a minute and gives their jobs
+back; with kombu's own transport as well: docs/upstream.md."""
 
 
 @pytest.mark.parametrize("pool", CONCURRENCY)
@@ -182,7 +185,10 @@ def test_nothing_is_lost_when_workers_are_killed_or_stopped_or_the_broker_restar
         if way == "SIGKILL":
             kill(process)
         else:
+            begun_s = time.monotonic()
             assert stop(process) == 0, stage.words()
+            if pool == "prefork" and time.monotonic() - begun_s > SLOW_STOP_S:
+                deaths[-1] = ("slow stop", deaths[-1][1])
         process = stage.worker(pool, **conf)
     # Then all are done
     assert stage.wait(lambda: len(stage.done()) == JOBS), (JOBS - len(stage.done()), stage.unacked(), stage.words())
@@ -195,7 +201,7 @@ def test_nothing_is_lost_when_workers_are_killed_or_stopped_or_the_broker_restar
         if len(doers) > 1
     ]
     assert [(number, doers, deaths) for number, doers, causes in twice if not causes] == []
-    assert sum(len(doers) - 1 for _, doers, _ in twice) <= held * sum(way != "SIGTERM" for way in ways), twice
+    assert sum(len(doers) - 1 for _, doers, _ in twice) <= held * sum(way != "SIGTERM" for way, _ in deaths), twice
 
 
 @pytest.mark.parametrize("pool", CONCURRENCY)
