@@ -8,7 +8,7 @@ SMALL, LARGE = Payload("records", 1_000), Payload("records", 1_000_000)
 
 
 LIGHT: tuple[Args, ...] = tuple({"payload": SMALL, "loops": Calibrated(ms=ms, like="spin")} for ms in (1, 3, 10))
-LIGHTLY: tuple[Args, ...] = ({"payload": SMALL, "loops": Calibrated(ms=30, like="spin")},)
+LIGHT_LONGER: tuple[Args, ...] = ({"payload": SMALL, "loops": Calibrated(ms=30, like="spin")},)
 HEAVY: tuple[Args, ...] = tuple({"payload": LARGE, "loops": Calibrated(ms=ms, like="spin")} for ms in (30, 100, 300))
 LONG: Args = {"payload": LARGE, "loops": Calibrated(ms=1000, like="spin")}
 """So long that a megabyte pays, too: without it there may be no crossing to find."""
@@ -28,8 +28,8 @@ experiment = Experiment(
         Arms({"args": HEAVY}, quick=FOR_A_LOOK),
         Arms({"args": HEAVY, "codec": ("msgspec-msgpack",)}, quick=FOR_A_LOOK),
         Arms({"args": LIGHT, "queued": (False,), **LOOP}),
-        Arms({"args": LIGHTLY}, in_quick=False),
-        Arms({"args": LIGHTLY, "queued": (False,), **LOOP}, in_quick=False),
+        Arms({"args": LIGHT_LONGER}, in_quick=False),
+        Arms({"args": LIGHT_LONGER, "queued": (False,), **LOOP}, in_quick=False),
         Arms({"args": HEAVY, "queued": (False,), **LOOP}, quick=FOR_A_LOOK),
         Arms({"args": (LONG,), "pacer": A_FEW, "codec": ("json", "msgspec-msgpack")}, in_quick=False),
         Arms({"args": (LONG,), "pacer": A_FEW, "queued": (False,), **LOOP}, in_quick=False),

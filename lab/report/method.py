@@ -20,8 +20,9 @@ METHOD = (
         "the clock starts, every slot of a worker has slept at the same time as all others and done one real job; "
         "booting and warming up are no part of any result. Setups whose difference is a per cent or so stand ready "
         "together and take turns, part by part, within one run. A trial during which other programs took more of the "
-        "machine than allowed, or in which one job in a hundred was sent late, is taken again, at most twice; that "
-        "choice looks at their CPU time and at the producer, never at what a claim is about.",
+        "machine than allowed, or in which one job in a hundred was sent late by more than a tenth of its latency, is "
+        "taken again, at most twice; that choice looks at their CPU time and at lag beside latency, never at which way "
+        "a claim comes out.",
     ),
     (
         "Intervals",
